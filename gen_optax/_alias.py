@@ -1,0 +1,101 @@
+"""GeN around the base optimizers that are used most, each at learning rate 1.
+
+One line each, as `gen` takes any other base as well: `gen(optax.lamb(1.0))`.
+"""
+
+from typing import Any
+
+import optax
+
+from gen_optax._gen import gen
+
+
+def gen_sgd(
+    momentum: float | None = None, nesterov: bool = False, **options: Any
+) -> optax.GradientTransformationExtraArgs:
+    """`gen(optax.sgd(1.0, momentum, nesterov), **options)`.
+
+    Args:
+      momentum: decay of the momentum; None for none.
+      nesterov: whether to use Nesterov's momentum.
+      **options: those of :func:`gen_optax.scale_by_gen`, by name.
+
+    Returns:
+      The transformation.
+
+    Examples:
+      >>> import gen_optax
+      >>> tx = gen_optax.gen_sgd(momentum=0.9, num_steps=1000)
+    """
+    return gen(optax.sgd(1.0, momentum, nesterov), **options)
+
+
+def gen_adam(
+    b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, **options: Any
+) -> optax.GradientTransformationExtraArgs:
+    """`gen(optax.adam(1.0, b1, b2, eps), **options)`.
+
+    Args:
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the root of the second moment.
+      **options: those of :func:`gen_optax.scale_by_gen`, by name.
+
+    Returns:
+      The transformation.
+
+    Examples:
+      >>> import gen_optax
+      >>> tx = gen_optax.gen_adam(b2=0.95)
+    """
+    return gen(optax.adam(1.0, b1, b2, eps), **options)
+
+
+def gen_adamw(
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 1e-4,
+    mask: Any = None,
+    **options: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """`gen(optax.adamw(1.0, b1, b2, eps, weight_decay=weight_decay, mask=mask), **options)`.
+
+    Args:
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the root of the second moment.
+      weight_decay: multiplied, as in optax, by the learning rate that is applied.
+      mask: tree of booleans, or a function from parameters to one: which leaves decay.
+      **options: those of :func:`gen_optax.scale_by_gen`, by name.
+
+    Returns:
+      The transformation.
+
+    Examples:
+      >>> import gen_optax
+      >>> tx = gen_optax.gen_adamw(weight_decay=0.1, num_steps=1000)
+    """
+    return gen(optax.adamw(1.0, b1, b2, eps, weight_decay=weight_decay, mask=mask), **options)
+
+
+def gen_lion(
+    b1: float = 0.9, b2: float = 0.99, weight_decay: float = 1e-3, mask: Any = None, **options: Any
+) -> optax.GradientTransformationExtraArgs:
+    """`gen(optax.lion(1.0, b1, b2, weight_decay=weight_decay, mask=mask), **options)`.
+
+    Args:
+      b1: weight of the momentum in the step's sign.
+      b2: decay of the momentum.
+      weight_decay: multiplied, as in optax, by the learning rate that is applied.
+      mask: tree of booleans, or a function from parameters to one: which leaves decay.
+      **options: those of :func:`gen_optax.scale_by_gen`, by name.
+
+    Returns:
+      The transformation.
+
+    Examples:
+      >>> import gen_optax
+      >>> tx = gen_optax.gen_lion(num_steps=1000)
+    """
+    return gen(optax.lion(1.0, b1, b2, weight_decay=weight_decay, mask=mask), **options)

@@ -1,0 +1,192 @@
+"""From a measured parabola to the next learning rate: judge it, aim, smooth.
+
+The parabola comes in multiples of the step that was probed, so `rho = slope / curvature = b / (A h)` is the factor by
+which that step fell short of the minimum. The target is `sigma * rho` times the present learning rate, whichever step
+was probed:
+
+* along the step to come, `h = eta` and the target is `sigma b / A`, the paper's rule for `sigma = 1`;
+* on a batch independent of the step, `h` is the step as applied, decay included. At its noise floor training under h
+  no longer changes the expected loss: `b h = A h^2 / 2`, hence `rho = 1/2` although nothing is wrong. With `sigma = 2`
+  the rule stands still exactly there: it seeks the largest rate that still makes progress. The greedy rule would
+  halve the rate, again and again.
+"""
+
+import enum
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gen_optax import _fit, _loss
+from gen_optax._probe import Measurement
+
+_MIN_R_SQUARED = 0.99  # Algorithm 1
+# How far a learning rate falls when the step itself made the loss non-finite: the distance to safety is unknown, every
+# try costs a probe, and a rate that is too low is found and raised again.
+_OVERSHOOT_FACTOR = 0.1
+
+
+class ProbeStatus(enum.IntEnum):
+    """What became of a probe, as `info.status` holds it."""
+
+    NONE = 0
+    """No probe so far."""
+    ACCEPTED = 1
+    """A convex, descending, trustworthy fit: the learning rate follows it."""
+    NOT_FINITE = 2
+    """The loss is NaN or infinite where the step starts, or the step is: the probe abstains."""
+    OVERSHOOT = 3
+    """The step itself makes a finite loss NaN or infinite: the rate falls, no step is taken, the next call probes."""
+    BELOW_ROUNDING = 4
+    """The loss changes by no more than its rounding error, or the step is zero: the probe abstains."""
+    ASCENT = 5
+    """The loss rises along the step. The probe abstains; on an independent batch the rate falls."""
+    NO_CURVATURE = 6
+    """The curvature along the step is negative or vanishes: there is no minimum, the probe abstains."""
+    POOR_FIT = 7
+    """The points are no parabola (R^2 of at most 0.99): the probe abstains."""
+
+
+class Rule(NamedTuple):
+    """The settings of `scale_by_gen` that turn a parabola into a learning rate. See there."""
+
+    smoothing: Any
+    smooth: Literal["learning_rate", "log", "coefficients"]
+    max_change: Any
+    sigma: Any
+    min_learning_rate: Any
+    max_learning_rate: Any
+    cold_start: bool
+
+
+class Averages(NamedTuple):
+    """Moving averages of b and A from zero; their bias corrections are the same and cancel in the ratio."""
+
+    slope: jax.Array
+    curvature: jax.Array
+
+
+def judge(measured: Measurement, step_is_finite: jax.Array) -> jax.Array:
+    """The `ProbeStatus` of a measurement, int32: the first reason against it, or ACCEPTED."""
+    slope, curvature, noise = measured.slope, measured.curvature, measured.noise
+    finite = jnp.isfinite(measured.value) & step_is_finite
+    fit_finite = jnp.isfinite(slope) & jnp.isfinite(curvature) & jnp.isfinite(measured.r_squared)
+    reasons = [
+        (~finite, ProbeStatus.NOT_FINITE),
+        (~jnp.isfinite(measured.end_value), ProbeStatus.OVERSHOOT),
+        (~fit_finite, ProbeStatus.NOT_FINITE),
+        ((jnp.abs(slope) <= noise), ProbeStatus.BELOW_ROUNDING),
+        (slope < 0, ProbeStatus.ASCENT),
+        (curvature <= noise, ProbeStatus.NO_CURVATURE),
+        (measured.r_squared <= _MIN_R_SQUARED, ProbeStatus.POOR_FIT),
+    ]
+    return jnp.select(
+        [condition for condition, _ in reasons],
+        [jnp.int32(status) for _, status in reasons],
+        jnp.int32(ProbeStatus.ACCEPTED),
+    )
+
+
+def advance(
+    rule: Rule,
+    learning_rate: jax.Array,
+    averages: Averages | tuple[()],
+    num_accepted: jax.Array,
+    measured: Measurement,
+    step_size: jax.Array,
+    status: jax.Array,
+    independent: bool,
+) -> tuple[jax.Array, Averages | tuple[()]]:
+    """The next learning rate and averages, given a measurement along `step_size` times the update."""
+    accepted = status == ProbeStatus.ACCEPTED
+    gamma = jnp.asarray(rule.smoothing, learning_rate.dtype)
+    if rule.cold_start:
+        # The rate found by itself is the first sample of the average, not a prior worth 1 / (1 - gamma) samples.
+        n = num_accepted.astype(gamma.dtype)
+        gamma = jnp.minimum(gamma, n / (n + 1))
+
+    slope, curvature = measured.slope, measured.curvature
+    if isinstance(averages, Averages):
+        unit = _fit.nonzero(step_size)
+        new = Averages(slope / unit, curvature / unit / unit)
+        accepted &= jnp.isfinite(new.slope) & jnp.isfinite(new.curvature)
+        averages = Averages(
+            *(jnp.where(accepted, gamma * m + (1 - gamma) * x, m) for m, x in zip(averages, new, strict=True))
+        )
+        slope, curvature = averages.slope, averages.curvature * unit
+    rho = jnp.where(accepted, slope / jnp.where(accepted, curvature, 1), 1)
+
+    ratio = rule.sigma * rho
+    if rule.max_change is not None:
+        ratio = jnp.clip(ratio, 1 / rule.max_change, rule.max_change)
+    if independent:
+        shrink = 0.5 if rule.max_change is None else 1 / rule.max_change
+        ascent = status == ProbeStatus.ASCENT
+        ratio, accepted = jnp.where(ascent, shrink, ratio), accepted | ascent
+
+    if rule.smooth == "log":
+        smoothed = learning_rate * ratio ** (1 - gamma)
+    elif rule.smooth == "learning_rate":
+        smoothed = learning_rate * (gamma + (1 - gamma) * ratio)
+    else:
+        smoothed = learning_rate * ratio
+    moved = jnp.where(accepted, smoothed, learning_rate)
+    moved = jnp.where(status == ProbeStatus.OVERSHOOT, _OVERSHOOT_FACTOR * learning_rate, moved)
+    return bound(rule, moved), averages
+
+
+def bound(rule: Rule, learning_rate: jax.Array) -> jax.Array:
+    """The learning rate within the user's bounds and the range of its dtype; 0, which means unknown, stays 0."""
+    limits = jnp.finfo(learning_rate.dtype)
+    low = limits.tiny if rule.min_learning_rate is None else rule.min_learning_rate
+    high = limits.max if rule.max_learning_rate is None else rule.max_learning_rate
+    return jnp.where(learning_rate > 0, jnp.clip(learning_rate, low, high), 0).astype(learning_rate.dtype)
+
+
+def bracket(
+    loss: _loss.Loss, params: optax.Params, updates: optax.Updates, value: jax.Array, axis_name: Any
+) -> jax.Array:
+    """A first learning rate: the loss along the step at rates that double, until it rises.
+
+    Starts at a step of 1e-5 relative to the parameters and ends, at the latest, at one of their own size (parameters
+    near zero count as 0.1 per entry). Forward passes one after the other, about ten of them, once in a training run.
+
+    Returns:
+      The rate of the lowest loss, or 0 where no step lowered the loss by more than its rounding error.
+    """
+
+    def mean(x):
+        return x if axis_name is None else jax.lax.pmean(x, axis_name)
+
+    dtype = jnp.promote_types(value.dtype, jnp.float32)
+    eps = jnp.finfo(value.dtype).eps
+    value = mean(value.astype(dtype))
+    noise = 8 * eps * jnp.abs(value)
+    size = sum(leaf.size for leaf in jax.tree.leaves(params) if _loss.is_inexact(leaf))
+    unit = jnp.sqrt(mean(jnp.maximum(_squared_norm(params, 1.0), 0.01 * size)))
+    largest = _loss.power_of_two(updates)
+    step_norm = largest * jnp.sqrt(mean(_squared_norm(updates, 1 / largest)))
+    first = (1e-5 * unit / jnp.where(step_norm > 0, step_norm, 1)).astype(dtype)
+
+    def doubled(carry):
+        k, best, best_loss, _ = carry
+        rate = first * 2.0**k
+        # Nothing that a caller differentiates may flow into the loop, which has no reverse rule.
+        here = jax.lax.stop_gradient(mean(loss(_loss.step_along(params, updates, rate)).astype(dtype)))
+        lower = here < best_loss
+        rises = ~(here <= best_loss + noise)  # NaN rises
+        return k + 1, jnp.where(lower, rate, best), jnp.where(lower, here, best_loss), rises
+
+    def going_on(carry):
+        k, _, _, rises = carry
+        return ~rises & (k <= 17)  # 2^17 > 1e5
+
+    start = (jnp.int32(0), jnp.zeros((), dtype), value, ~jnp.isfinite(value) | (step_norm == 0))
+    _, best, best_loss, _ = jax.lax.while_loop(going_on, doubled, jax.lax.stop_gradient(start))
+    return jnp.where(best_loss < value - noise, best, 0)
+
+
+def _squared_norm(tree: Any, factor: jax.typing.ArrayLike) -> jax.Array:
+    conjugate = jax.tree.map(lambda x: jnp.conj(x) if _loss.is_inexact(x) else x, tree)
+    return _loss.inner_product(_loss.scale(conjugate, jnp.asarray(factor)), tree, factor)

@@ -1,0 +1,396 @@
+"""GeN as an optax transformation: the step of any base optimizer, times a learning rate that is measured.
+
+Each call scales the incoming updates `u` by `eta * s(t)`. Every Phi-th call first renews `eta`:
+
+    probe   the loss along the step                       _probe.py   -> slope b h, curvature A h^2
+    judge   is it convex, descending, trustworthy?        _control.py -> a status; only a good fit moves eta
+    aim     sigma * b / A, not too far from the present   _control.py
+    smooth                                                _control.py -> eta
+
+`s(t)`, the decay over a horizon, stays outside of all that: it scales the step, never the average. The state is a few
+scalars. The one exception is a probe that looks back, which has to remember where the last step started.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gen_optax import _control, _fit, _loss, _probe
+from gen_optax._control import ProbeStatus
+
+
+class GenInfo(NamedTuple):
+    """The last probe, for logs and plots. Floating-point scalars have the dtype of `GenState.learning_rate`."""
+
+    value: jax.Array  # loss where the probed step starts
+    slope: jax.Array  # b = -G.u: decrease of the loss per unit of learning rate; > 0 on a descending step
+    curvature: jax.Array  # A = u.H.u
+    optimal_learning_rate: jax.Array  # b / A, the minimiser of the parabola; +-inf where it has none
+    r_squared: jax.Array  # of the fit; 1 where it cannot fail
+    status: jax.Array  # int32, a ProbeStatus: why the probe was not accepted
+    accepted: jax.Array  # bool
+    num_probes: jax.Array  # int32, probes so far
+    num_accepted: jax.Array  # int32, accepted probes so far
+
+
+class GenState(NamedTuple):
+    """State of `scale_by_gen`: scalars of float32 (float64 under x64), whatever the dtype of the parameters."""
+
+    count: jax.Array  # type: ignore[assignment]  # int32, calls of update so far
+    learning_rate: jax.Array  # the smoothed eta, before the decay; 0: not found yet
+    applied_learning_rate: jax.Array  # what the last updates were multiplied by: eta * s(t)
+    averages: Any  # (slope, curvature), moving averages; () unless smooth="coefficients"
+    memory: Any  # () or, for a probe that looks back, the parameters that the last step started from
+    info: GenInfo
+
+
+def scale_by_gen(
+    init_learning_rate: float | None = None,
+    probe: _probe.Probe | None = None,
+    every: int = 8,
+    smoothing: float = 0.9,
+    smooth: Literal["learning_rate", "log", "coefficients"] = "log",
+    max_change: float | None = 2.0,
+    sigma: float = 1.0,
+    num_steps: int | None = None,
+    decay: optax.Schedule | None = None,
+    min_learning_rate: float | None = None,
+    max_learning_rate: float | None = None,
+    axis_name: Any = None,
+    value_fn: Callable[..., Any] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Scales updates by the learning rate that minimises a quadratic model of the loss along them.
+
+    For a loss `L` with gradient `G` and Hessian `H` at the parameters `w`, and updates `u` (a step with its sign),
+
+    .. math::
+      L(w + \eta u) \approx L(w) - b\,\eta + \tfrac12 A\,\eta^2, \qquad b = -G^\top u, \quad A = u^\top H u,
+
+    which is least at :math:`\eta^* = b / A`. At every `every`-th call the parabola is measured by `probe`; where it is
+    convex, descending and trustworthy, the learning rate follows,
+
+    .. math::
+      \hat\eta = \mathrm{clip}(\sigma \eta^*, \eta_{t-1} / m, \eta_{t-1} m), \qquad
+      \eta_t = \eta_{t-1}^{\gamma} \, \hat\eta^{1-\gamma},
+
+    (or another average, see `smooth`), and otherwise stays. The updates are multiplied by :math:`\eta_t s(t)`, with
+    `s` a decay from 1 to 0 over `num_steps`.
+
+    Put it last in a chain, after a base optimizer of learning rate 1: the direction that is probed is then the one that
+    is applied. Algorithm 1 of the paper, to the letter, is `scale_by_gen(init_learning_rate=1e-3,
+    probe=finite_difference(), every=8, smoothing=0.9, smooth="learning_rate", max_change=None)`.
+
+    Args:
+      init_learning_rate: :math:`\eta_0`. None: the first call finds it, by trying rates that double until the loss
+        rises; until one is found, no step is taken.
+      probe: how the parabola is measured: :func:`gen_optax.finite_difference` (the default),
+        :func:`gen_optax.exact` or :func:`gen_optax.retrospective`.
+      every: :math:`\Phi`. Every `every`-th call probes, and the first one where :math:`\eta_0` is unknown. At the
+        others nothing extra is computed.
+      smoothing: :math:`\gamma`, in [0, 1).
+      smooth: what is averaged: `"log"`, the logarithm of the target; `"learning_rate"`, the target (Algorithm 1);
+        `"coefficients"`, `b` and `A` separately, whose ratio is then the target.
+      max_change: `m`, at least 1: how far the target may lie from the present learning rate. None: as far as it likes.
+      sigma: factor on `b / A`. 1 is the greedy minimiser, 2 the break-even point and the edge of stability.
+      num_steps: the horizon `T`: :math:`s(t) = \max(0, 1 - t / T)`. None: no decay.
+      decay: a schedule to take the place of the linear `s`, for example `optax.cosine_decay_schedule(1.0, T)`.
+      min_learning_rate: lower bound of the learning rate before the decay.
+      max_learning_rate: upper bound, likewise.
+      axis_name: name (or names) of the `shard_map` or `pmap` axes over which the batch is split; losses and slopes are
+        averaged over it. Under plain `jit` with shardings none is needed.
+      value_fn: the loss, for training loops whose `update` cannot pass it; one given to `update` wins.
+
+    Returns:
+      A transformation whose `update` takes `params` and the keyword arguments
+
+      * `value_fn`: `value_fn(params, **kwargs)` returns the loss to probe, a real scalar, or `(loss, aux)`. Its
+        keyword arguments are taken by name from the extra arguments of `update`. It must be one function for all step sizes:
+        one batch, one dropout key.
+      * `value`: optional, `value_fn(params)`; saves a forward pass.
+      * `grad`: optional, the gradient of `value_fn`, neither clipped nor otherwise transformed; saves more.
+
+      To probe on another batch than the gradient's, close `value_fn` over that batch and leave both out. Extra
+      arguments that nobody asks for are ignored.
+
+    Raises:
+      ValueError: on settings outside their range; from `update`, if `params` or `value_fn` is missing, or if the loss is
+        no real scalar.
+
+    Examples:
+      >>> import gen_optax
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> def loss_fn(w, x, y): return jnp.mean((x @ w - y) ** 2)
+      >>> x, y = jnp.eye(3), jnp.array([1.0, 2.0, 3.0])
+      >>> w = jnp.zeros(3)
+      >>> tx = optax.chain(optax.adam(1.0), gen_optax.scale_by_gen(num_steps=100))
+      >>> state = tx.init(w)
+      >>> @jax.jit
+      ... def step(w, state):
+      ...   value, grads = jax.value_and_grad(loss_fn)(w, x, y)
+      ...   updates, state = tx.update(grads, state, w, value=value, value_fn=loss_fn, x=x, y=y)
+      ...   return optax.apply_updates(w, updates), state
+      >>> for _ in range(100):
+      ...   w, state = step(w, state)
+      >>> bool(loss_fn(w, x, y) < 1e-2 * loss_fn(jnp.zeros(3), x, y))
+      True
+      >>> learning_rate = optax.tree.get(state, "learning_rate")
+
+    References:
+      Bu and Xu, `Gradient descent with generalized Newton's method <https://arxiv.org/abs/2407.02772>`_, 2024
+    """
+    probe = _probe.finite_difference() if probe is None else probe
+    _check(
+        probe=probe,
+        init_learning_rate=init_learning_rate,
+        every=every,
+        smoothing=smoothing,
+        smooth=smooth,
+        max_change=max_change,
+        sigma=sigma,
+        num_steps=num_steps,
+        decay=decay,
+        min_learning_rate=min_learning_rate,
+        max_learning_rate=max_learning_rate,
+        value_fn=value_fn,
+    )
+    rule = _control.Rule(
+        smoothing,
+        smooth,
+        max_change,
+        sigma,
+        min_learning_rate,
+        max_learning_rate,
+        cold_start=init_learning_rate is None,
+    )
+    default_value_fn = value_fn
+
+    def init_fn(params: optax.Params) -> GenState:
+        dtype = jax.dtypes.canonicalize_dtype(jnp.float64)
+        zero, none = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
+        return GenState(
+            count=none,
+            learning_rate=zero if init_learning_rate is None else jnp.asarray(init_learning_rate, dtype),
+            applied_learning_rate=zero,
+            averages=_control.Averages(zero, zero) if smooth == "coefficients" else (),
+            memory=jax.tree.map(jnp.copy, probe.remember(params)),  # a copy, so that both can be donated
+            info=GenInfo(zero, zero, zero, zero, zero, none, jnp.zeros((), jnp.bool_), none, none),
+        )
+
+    def update_fn(
+        updates: optax.Updates,
+        state: GenState,
+        params: optax.Params | None = None,
+        *,
+        value: jax.typing.ArrayLike | None = None,
+        grad: optax.Updates | None = None,
+        value_fn: Callable[..., Any] | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, GenState]:
+        value_fn = default_value_fn if value_fn is None else value_fn
+        if params is None:
+            raise ValueError(f"scale_by_gen probes the loss around the parameters: pass params to update.{_loss.USAGE}")
+        if value_fn is None:
+            raise ValueError(
+                "scale_by_gen evaluates the loss along the step: pass value_fn=loss_fn to update, or to scale_by_gen "
+                f"where update cannot pass it on.{_loss.USAGE}"
+            )
+        loss = _loss.bind(value_fn, extra_args)
+        if value is not None:
+            value = _loss.as_scalar(value, "value must be")
+
+        def renew(state: GenState) -> GenState:
+            return _renew(rule, probe, axis_name, state, loss, params, updates, value, grad, scale)
+
+        scale = _decay(num_steps, decay, state.count).astype(state.learning_rate.dtype)
+        if isinstance(every, int) and every == 1 and not probe.looks_back:
+            state = renew(state)
+        else:
+            due = (state.count + 1) % every == 0
+            if rule.cold_start:
+                due |= state.learning_rate == 0
+            if probe.looks_back:
+                due &= (state.count > 0) | (state.learning_rate == 0)
+            due |= state.info.status == ProbeStatus.OVERSHOOT
+            state = jax.lax.cond(due, renew, lambda state: state, state)
+
+        # A rate at which the loss is known to be NaN or infinite is not tried on the parameters.
+        unsafe = state.info.status == ProbeStatus.OVERSHOOT
+        applied = jnp.where(unsafe, 0, state.learning_rate * scale)
+        state = state._replace(
+            count=optax.safe_increment(state.count),
+            applied_learning_rate=applied,
+            memory=probe.remember(params),
+        )
+        return _loss.scale(updates, applied), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def gen(base: optax.GradientTransformation, **options: Any) -> optax.GradientTransformationExtraArgs:
+    """A base optimizer of learning rate 1 with the learning rate that GeN finds for it.
+
+    The same as `optax.chain(base, scale_by_gen(**options))`, but for one service: where `update` is given `value` and
+    no `grad`, the incoming gradient is handed on as `grad`, since both are then of one batch.
+
+    Args:
+      base: the base optimizer, at learning rate 1: `optax.adamw(1.0)`, `optax.sgd(1.0, momentum=0.9)`, or a chain such
+        as `optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1.0))`. Weight decay belongs in it.
+      **options: those of :func:`gen_optax.scale_by_gen`, by name.
+
+    Returns:
+      A transformation; for the arguments of its `update` see :func:`gen_optax.scale_by_gen`.
+
+    Raises:
+      ValueError: if `base` is no transformation.
+
+    Examples:
+      >>> import gen_optax
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> tx = gen_optax.gen(optax.sgd(1.0, momentum=0.9))
+      >>> def loss_fn(w): return jnp.sum((w - 3.0) ** 2)
+      >>> w = jnp.zeros(2)
+      >>> state = tx.init(w)
+      >>> @jax.jit
+      ... def step(w, state):
+      ...   value, grads = jax.value_and_grad(loss_fn)(w)
+      ...   updates, state = tx.update(grads, state, w, value=value, value_fn=loss_fn)
+      ...   return optax.apply_updates(w, updates), state
+      >>> for _ in range(200):
+      ...   w, state = step(w, state)
+      >>> print(jnp.round(w, 2))
+      [3. 3.]
+    """
+    if not (hasattr(base, "init") and hasattr(base, "update")):
+        raise ValueError(f"gen needs an optax transformation as its base, for example optax.adamw(1.0), got {base!r}.")
+    chained = optax.chain(base, scale_by_gen(**options))
+
+    def update_fn(updates, state, params=None, *, value=None, grad=None, **extra_args):
+        if grad is None and value is not None:
+            grad = updates
+        return chained.update(updates, state, params, value=value, grad=grad, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(chained.init, update_fn)
+
+
+# So that help(), editors and optax.inject_hyperparams see the options by name.
+gen.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    [
+        inspect.Parameter("base", inspect.Parameter.POSITIONAL_OR_KEYWORD),
+        *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in inspect.signature(scale_by_gen).parameters.values()),
+    ]
+)
+
+
+def _renew(
+    rule: _control.Rule,
+    probe: _probe.Probe,
+    axis_name: Any,
+    state: GenState,
+    loss: _loss.Loss,
+    params: optax.Params,
+    updates: optax.Updates,
+    value: jax.Array | None,
+    grad: optax.Updates | None,
+    scale: jax.Array,
+) -> GenState:
+    """The state after a probe: averages, learning rate and info; count and memory as they were."""
+    dtype = state.learning_rate.dtype
+    learning_rate = state.learning_rate
+    if rule.cold_start:
+        learning_rate = jax.lax.cond(
+            learning_rate == 0,
+            lambda: _control.bracket(loss, params, updates, loss(params) if value is None else value, axis_name).astype(
+                dtype
+            ),
+            lambda: learning_rate,
+        )
+        learning_rate = _control.bound(rule, learning_rate)
+
+    if probe.looks_back:
+        step_size = state.applied_learning_rate
+    else:
+        step_size = learning_rate * scale if probe.independent else learning_rate
+    measured = probe.measure(_probe.Context(loss, params, updates, step_size, value, grad, state.memory, axis_name))
+    measured = jax.lax.stop_gradient(jax.tree.map(lambda x: x.astype(dtype), measured))
+    status = _control.judge(measured, _loss.all_finite(updates))
+    accepted = status == ProbeStatus.ACCEPTED
+    learning_rate, averages = _control.advance(
+        rule,
+        learning_rate,
+        state.averages,
+        state.info.num_accepted,
+        measured,
+        step_size,
+        status,
+        probe.independent,
+    )
+    unit = _fit.nonzero(step_size)
+    info = GenInfo(
+        value=measured.value,
+        slope=measured.slope / unit,
+        curvature=measured.curvature / unit / unit,
+        optimal_learning_rate=step_size * _fit.minimizer(measured.slope, measured.curvature),
+        r_squared=measured.r_squared,
+        status=status,
+        accepted=accepted,
+        num_probes=optax.safe_increment(state.info.num_probes),
+        num_accepted=state.info.num_accepted + accepted.astype(jnp.int32),
+    )
+    return state._replace(learning_rate=learning_rate, averages=averages, info=info)
+
+
+def _decay(num_steps: Any, decay: optax.Schedule | None, count: jax.Array) -> jax.Array:
+    if decay is not None:
+        return jnp.asarray(decay(count))
+    if num_steps is None:
+        return jnp.ones(())
+    return jnp.maximum(0, 1 - count / num_steps)
+
+
+def _check(**settings: Any) -> None:
+    """Raises a ValueError on a setting outside its range. Traced numbers (inject_hyperparams) are taken as they are."""
+
+    def require(name, condition, what):
+        setting = settings[name]
+        if setting is None or isinstance(setting, jax.Array | np.ndarray):
+            return
+        if not condition(setting):
+            raise ValueError(f"{name} must be {what}, got {setting!r}.")
+
+    def number(x):
+        return isinstance(x, int | float | np.number) and not isinstance(x, bool) and np.isfinite(x)
+
+    def positive(x):
+        return number(x) and x > 0
+
+    def whole(x):
+        return isinstance(x, int | np.integer) and not isinstance(x, bool) and x >= 1
+
+    require("init_learning_rate", positive, "a positive number, or None to have it found")
+    require("every", whole, "a whole number of at least 1")
+    require("smoothing", lambda x: number(x) and 0 <= x < 1, "in [0, 1)")
+    require(
+        "smooth",
+        ("learning_rate", "log", "coefficients").__contains__,
+        '"learning_rate", "log" or "coefficients"',
+    )
+    require("max_change", lambda x: number(x) and x > 1, "greater than 1, or None for no clamp")
+    require("sigma", positive, "a positive number")
+    require("num_steps", whole, "a whole number of at least 1, or None for no decay")
+    require("decay", callable, "an optax schedule, a function of the step count")
+    require("min_learning_rate", positive, "a positive number")
+    require("max_learning_rate", positive, "a positive number")
+    require("value_fn", callable, "a function of the parameters")
+    require("probe", lambda x: hasattr(x, "measure"), "finite_difference(...), exact(...) or retrospective()")
+    low, high = settings["min_learning_rate"], settings["max_learning_rate"]
+    if number(low) and number(high) and low > high:
+        raise ValueError(f"min_learning_rate must not exceed max_learning_rate, got {low} and {high}.")

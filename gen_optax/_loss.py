@@ -1,0 +1,277 @@
+"""The loss as a function of the parameters alone, and the loss along a step."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Loss = Callable[[optax.Params], jax.Array]
+
+USAGE = """
+    updates, state = tx.update(grads, state, params, value=value, value_fn=loss_fn, batch=batch)"""
+
+
+def bind(value_fn: Callable[..., Any], extra_args: Mapping[str, Any]) -> Loss:
+    """`params -> scalar loss`, with the keyword arguments that `value_fn` names taken from `extra_args`.
+
+    An error inside `value_fn` that has masked parameters for its likely cause says so.
+    """
+    loss = scalar(functools.partial(value_fn, **_select(value_fn, extra_args)))
+
+    def noting(params: optax.Params) -> jax.Array:
+        try:
+            return loss(params)
+        except Exception as error:
+            if _has_masked_nodes(params):
+                error.add_note(
+                    "gen_optax: the parameters handed to value_fn hold optax.MaskedNode, because scale_by_gen sits "
+                    "inside optax.masked or optax.partition. Put it outside, where it sees whole parameters: "
+                    "gen(optax.masked(base, mask))."
+                )
+            raise
+
+    return noting
+
+
+def scalar(value_fn: Callable[..., Any]) -> Loss:
+    """`value_fn` checked to return a real scalar; of a tuple `(loss, aux)`, the loss."""
+
+    def loss(params: optax.Params) -> jax.Array:
+        value = value_fn(params)
+        return as_scalar(value[0] if isinstance(value, tuple) else value, "value_fn must return")
+
+    return loss
+
+
+def as_scalar(value: Any, what: str) -> jax.Array:
+    """The loss as an array of its own dtype, or a ValueError that begins with `what`."""
+    value = jnp.asarray(value)
+    if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ValueError(
+            f"{what} a real scalar loss (or a tuple (loss, aux) from value_fn), got shape {value.shape} and dtype "
+            f"{value.dtype}. Reduce it over the batch first, for example with jnp.mean."
+        )
+    return value
+
+
+def step_along(params: optax.Params, updates: optax.Updates, step_size: jax.typing.ArrayLike) -> optax.Params:
+    """`params + step_size * updates` as `optax.apply_updates` would leave it: in the dtype of the parameters.
+
+    The sum is formed in float32 at least and rounded once. Integer leaves stay where they are.
+    """
+
+    def move(p, u):
+        if not is_inexact(p):
+            return p
+        p = jnp.asarray(p)
+        dtype = jnp.promote_types(p.dtype, jnp.float32)
+        return (p.astype(dtype) + jnp.asarray(step_size, _real(dtype)) * u).astype(p.dtype)
+
+    return jax.tree.map(move, params, updates)
+
+
+def probe_losses(
+    value_fn: Callable[..., Any],
+    params: optax.Params,
+    updates: optax.Updates,
+    step_sizes: jax.typing.ArrayLike,
+    batching: Literal["vmap", "map"] = "vmap",
+) -> jax.Array:
+    """Measures the loss at several step sizes along a step: `L_j = value_fn(params + t_j * updates)`.
+
+    Args:
+      value_fn: `params -> loss`, a real scalar, or `(loss, aux)`. It has to be the same function at every point: one
+        batch, one dropout key.
+      params: the parameters `w`.
+      updates: the step `u`, a tree like `params`, with the sign it is applied with.
+      step_sizes: the steps `t_j`, shape `(n,)`, in units of the learning rate.
+      batching: `"vmap"` evaluates all points at once and holds `n` copies of the parameters, `"map"` one after the
+        other and holds one.
+
+    Returns:
+      The losses, shape `(n,)`, in the dtype that `value_fn` returns.
+
+    Raises:
+      ValueError: if `value_fn` returns no real scalar, if `step_sizes` is not one-dimensional, if `batching` is
+        unknown.
+
+    Examples:
+      >>> import gen_optax
+      >>> import jax.numpy as jnp
+      >>> gen_optax.probe_losses(lambda w: jnp.sum(w**2), jnp.ones(2), -jnp.ones(2), jnp.array([0.0, 0.5, 1.0]))
+      Array([2. , 0.5, 0. ], dtype=float32)
+    """
+    step_sizes = jnp.asarray(step_sizes)
+    if step_sizes.ndim != 1:
+        raise ValueError(f"step_sizes must have one dimension, got shape {step_sizes.shape}.")
+    loss = scalar(value_fn)
+
+    def along(step_size):
+        return loss(step_along(params, updates, step_size))
+
+    if batching == "vmap":
+        return jax.vmap(along)(step_sizes)
+    if batching == "map":
+        return jax.lax.map(along, step_sizes)
+    raise ValueError(f'batching must be "vmap" or "map", got {batching!r}.')
+
+
+def directional_derivatives(
+    value_fn: Callable[..., Any], params: optax.Params, updates: optax.Updates
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    r"""Differentiates the loss twice along a step.
+
+    With the gradient `G` and the Hessian `H` of the loss at `w`,
+
+    .. math::
+      b = -G^\top u, \qquad A = u^\top H u,
+
+    computed by forward-mode differentiation of forward-mode differentiation: no step size, no cancellation, no
+    parameter-sized residuals. Functions that define a reverse rule only (`jax.custom_vjp`) cannot be differentiated
+    this way; use :func:`gen_optax.finite_difference` for them.
+
+    Args:
+      value_fn: `params -> loss`, a real scalar, or `(loss, aux)`.
+      params: the parameters `w`.
+      updates: the step `u`, a tree like `params`, with the sign it is applied with.
+
+    Returns:
+      `(value, slope, curvature)`: the loss, `b` (positive on a descending step) and `A`, scalars in the dtype that
+      `value_fn` returns.
+
+    Raises:
+      ValueError: if `value_fn` returns no real scalar.
+
+    Examples:
+      >>> import gen_optax
+      >>> import jax.numpy as jnp
+      >>> value, slope, curvature = gen_optax.directional_derivatives(
+      ...     lambda w: jnp.sum(w**2), jnp.ones(2), -jnp.ones(2))
+      >>> print(value, slope, curvature)
+      2.0 4.0 4.0
+
+    References:
+      Roulet et al., `Stepping on the edge <https://arxiv.org/abs/2407.06183>`_, 2024: curvature along the step by
+      forward-mode differentiation.
+    """
+    loss = scalar(value_fn)
+    point, tangent = _moving(params, updates)
+
+    def ascent(moved):
+        return jax.jvp(lambda m: loss(_replace(params, m)), (moved,), (tangent,))
+
+    (value, slope), (_, curvature) = jax.jvp(ascent, (point,), (tangent,))
+    return value, -slope, curvature
+
+
+def value_and_slope(loss: Loss, params: optax.Params, updates: optax.Updates) -> tuple[jax.Array, jax.Array]:
+    """The loss and its slope `b` along a step, by one forward-mode derivative."""
+    point, tangent = _moving(params, updates)
+    value, ascent = jax.jvp(lambda moved: loss(_replace(params, moved)), (point,), (tangent,))
+    return value, -ascent
+
+
+def inner_product(a: Any, b: Any, factor: jax.typing.ArrayLike = 1.0) -> jax.Array:
+    """`Re sum(a * factor * b)` over the floating-point leaves, accumulated in float32 at least.
+
+    Without a conjugate: JAX's gradient `g` of a real loss of complex `w` is such that the loss changes by
+    `Re sum(g * dw)`. The factor goes to `b` first, where the product of the bare trees would overflow.
+    """
+    total = jnp.zeros((), jnp.float32)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        if is_inexact(x):
+            dtype = jnp.promote_types(jnp.result_type(x, y), jnp.float32)
+            total += jnp.sum(jnp.real(jnp.asarray(x, dtype) * (factor * jnp.asarray(y, dtype))))
+    return total
+
+
+def scale(updates: optax.Updates, factor: jax.Array) -> optax.Updates:
+    """`factor * updates` in the dtypes of the updates; the product is formed in float32 at least."""
+
+    def times(u):
+        if not is_inexact(u):
+            return u
+        dtype = jnp.promote_types(u.dtype, jnp.float32)
+        return (factor.astype(_real(dtype)) * u.astype(dtype)).astype(u.dtype)
+
+    return jax.tree.map(times, updates)
+
+
+def difference(new: optax.Params, old: optax.Params) -> optax.Updates:
+    """`new - old` in float32 at least; zero for integer leaves."""
+
+    def minus(x, y):
+        if not is_inexact(x):
+            return jnp.zeros_like(x)
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        return x.astype(dtype) - y.astype(dtype)
+
+    return jax.tree.map(minus, new, old)
+
+
+def power_of_two(updates: optax.Updates) -> jax.Array:
+    """The largest power of two that is at most `max|u|`, away from the ends of float32; 1 for a zero step."""
+    largest = jnp.zeros((), jnp.float32)
+    for u in jax.tree.leaves(updates):
+        if is_inexact(u) and u.size:
+            largest = jnp.maximum(largest, jnp.max(jnp.abs(u)).astype(largest.dtype))
+    _, exponent = jnp.frexp(largest)
+    return jnp.ldexp(jnp.ones_like(largest), jnp.where(largest > 0, jnp.clip(exponent - 1, -120, 120), 0))
+
+
+def all_finite(updates: optax.Updates) -> jax.Array:
+    """Whether no floating-point entry is NaN or infinite."""
+    finite = jnp.ones((), jnp.bool_)
+    for u in jax.tree.leaves(updates):
+        if is_inexact(u):
+            finite &= jnp.all(jnp.isfinite(u))
+    return finite
+
+
+def is_inexact(x: Any) -> bool:
+    """Whether an array (or Python number) is floating-point or complex: not an integer, nor a float0 gradient."""
+    return jnp.issubdtype(x.dtype if hasattr(x, "dtype") else jnp.result_type(x), jnp.inexact)
+
+
+def _real(dtype: Any) -> Any:
+    return jnp.finfo(dtype).dtype
+
+
+def _moving(params: optax.Params, updates: optax.Updates) -> tuple[list[jax.Array], list[jax.Array]]:
+    """The leaves that a step can move and their steps, in the dtype of the leaves, as `jax.jvp` wants them."""
+    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(updates), strict=True)
+    moving = [(jnp.asarray(p), jnp.asarray(u)) for p, u in pairs if is_inexact(p)]
+    return [p for p, _ in moving], [u.astype(p.dtype) for p, u in moving]
+
+
+def _replace(params: optax.Params, moved: list[jax.Array]) -> optax.Params:
+    """The parameters with the leaves of `_moving` replaced."""
+    moved_leaves = iter(moved)
+    return jax.tree.map(lambda p: next(moved_leaves) if is_inexact(p) else p, params)
+
+
+def _select(value_fn: Callable[..., Any], extra_args: Mapping[str, Any]) -> dict[str, Any]:
+    """The extra arguments that `value_fn` names, its first parameter excepted."""
+    try:
+        parameters = list(inspect.signature(value_fn).parameters.values())[1:]
+    except (TypeError, ValueError):  # a callable without a readable signature
+        return {}
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    missing = [p.name for p in named if p.default is p.empty and p.name not in extra_args]
+    if missing:
+        raise ValueError(
+            f"value_fn needs the argument{'s' * (len(missing) > 1)} {', '.join(missing)}, which update was not given. "
+            f"Pass {missing[0]}=... to update, or close value_fn over it:{USAGE}"
+        )
+    return {p.name: extra_args[p.name] for p in named if p.name in extra_args}
+
+
+def _has_masked_nodes(tree: Any) -> bool:
+    def masked(x):
+        return isinstance(x, optax.MaskedNode)
+
+    return any(masked(leaf) for leaf in jax.tree.leaves(tree, is_leaf=masked))

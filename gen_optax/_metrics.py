@@ -1,0 +1,65 @@
+"""What GeN knows, as a flat dict for a logger."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from gen_optax._gen import GenState
+
+
+def metrics(state: Any) -> dict[str, Any]:
+    """The learning rate and the last probe as a flat dict of scalars.
+
+    Args:
+      state: anything that holds the state of a `scale_by_gen`, however deep: an optax state (of a chain, of
+        `optax.MultiSteps`, ...), a flax `TrainState`, an `nnx.Optimizer`.
+
+    Returns:
+      A dict with `learning_rate` (eta, smoothed), `applied_learning_rate` (eta with the decay, what the last
+      updates were multiplied by) and the fields of :class:`gen_optax.GenInfo`. Python numbers, or the traced scalars inside of
+      `jit`, so that a training step can return them. With several GeN states in `state` the keys are numbered:
+      `0/learning_rate`, `1/learning_rate`, ...
+
+    Raises:
+      ValueError: if there is no state of `scale_by_gen` in `state`.
+
+    Examples:
+      >>> import gen_optax
+      >>> import jax.numpy as jnp
+      >>> state = gen_optax.gen_adamw(init_learning_rate=0.5).init(jnp.zeros(3))
+      >>> gen_optax.metrics(state)["learning_rate"]
+      0.5
+    """
+    found = [leaf for leaf in jax.tree.leaves(state, is_leaf=_is_gen_state) if _is_gen_state(leaf)]
+    if not found:
+        raise ValueError(
+            "metrics found no state of scale_by_gen. Pass the optimizer state (or what holds it) of a gen_optax "
+            f"optimizer, got {type(state).__name__}."
+        )
+    flat = [_flatten(gen_state) for gen_state in found]
+    if len(flat) == 1:
+        return flat[0]
+    return {f"{i}/{name}": value for i, scalars in enumerate(flat) for name, value in scalars.items()}
+
+
+def _flatten(state: GenState) -> dict[str, Any]:
+    scalars = {
+        "learning_rate": state.learning_rate,
+        "applied_learning_rate": state.applied_learning_rate,
+        **state.info._asdict(),
+    }
+    return {name: _to_python(value) for name, value in scalars.items()}
+
+
+def _to_python(x: Any) -> Any:
+    if hasattr(x, "get_value"):  # a flax nnx Variable
+        x = x.get_value()
+    if isinstance(x, jax.core.Tracer):
+        return x
+    x = np.asarray(x)
+    return x.item() if x.ndim == 0 else x
+
+
+def _is_gen_state(x: Any) -> bool:
+    return isinstance(x, GenState)
