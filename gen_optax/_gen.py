@@ -11,6 +11,7 @@ Each call scales the incoming updates `u` by `eta * s(t)`. Every Phi-th call fir
 scalars. The one exception is a probe that looks back, which has to remember where the last step started.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -109,8 +110,8 @@ def scale_by_gen(
       A transformation whose `update` takes `params` and the keyword arguments
 
       * `value_fn`: `value_fn(params, **kwargs)` returns the loss to probe, a real scalar, or `(loss, aux)`. Its
-        keyword arguments are taken by name from the extra arguments of `update`. It must be one function for all step sizes:
-        one batch, one dropout key.
+        keyword arguments are taken by name from the extra arguments of `update`. It must be one function for all step
+        sizes: one batch, one dropout key.
       * `value`: optional, `value_fn(params)`; saves a forward pass.
       * `grad`: optional, the gradient of `value_fn`, neither clipped nor otherwise transformed; saves more.
 
@@ -118,8 +119,8 @@ def scale_by_gen(
       arguments that nobody asks for are ignored.
 
     Raises:
-      ValueError: on settings outside their range; from `update`, if `params` or `value_fn` is missing, or if the loss is
-        no real scalar.
+      ValueError: on settings outside their range; from `update`, if `params` or `value_fn` is missing, or if the loss
+        is no real scalar.
 
     Examples:
       >>> import gen_optax
@@ -172,15 +173,16 @@ def scale_by_gen(
     default_value_fn = value_fn
 
     def init_fn(params: optax.Params) -> GenState:
+        # Every field an array of its own, and the memory a copy: all of them, and params, can then be donated.
         dtype = jax.dtypes.canonicalize_dtype(jnp.float64)
-        zero, none = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
+        zero, none = functools.partial(jnp.zeros, (), dtype), functools.partial(jnp.zeros, (), jnp.int32)
         return GenState(
-            count=none,
-            learning_rate=zero if init_learning_rate is None else jnp.asarray(init_learning_rate, dtype),
-            applied_learning_rate=zero,
-            averages=_control.Averages(zero, zero) if smooth == "coefficients" else (),
-            memory=jax.tree.map(jnp.copy, probe.remember(params)),  # a copy, so that both can be donated
-            info=GenInfo(zero, zero, zero, zero, zero, none, jnp.zeros((), jnp.bool_), none, none),
+            count=none(),
+            learning_rate=zero() if init_learning_rate is None else jnp.asarray(init_learning_rate, dtype),
+            applied_learning_rate=zero(),
+            averages=_control.Averages(zero(), zero()) if smooth == "coefficients" else (),
+            memory=jax.tree.map(jnp.copy, probe.remember(params)),
+            info=GenInfo(zero(), zero(), zero(), zero(), zero(), none(), jnp.zeros((), jnp.bool_), none(), none()),
         )
 
     def update_fn(
