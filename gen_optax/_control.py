@@ -4,11 +4,15 @@ The parabola comes in multiples of the step that was probed, so `rho = slope / c
 which that step fell short of the minimum. The target is `sigma * rho` times the present learning rate, whichever step
 was probed:
 
-* along the step to come, `h = eta` and the target is `sigma b / A`, the paper's rule for `sigma = 1`;
+* along the step to come, on its own batch, `h = eta` and the target is `sigma b / A`, the paper's rule for `sigma = 1`;
 * on a batch independent of the step, `h` is the step as applied, decay included. At its noise floor training under h
   no longer changes the expected loss: `b h = A h^2 / 2`, hence `rho = 1/2` although nothing is wrong. With `sigma = 2`
   the rule stands still exactly there: it seeks the largest rate that still makes progress. The greedy rule would
-  halve the rate, again and again.
+  halve the rate, again and again. Far from the floor the batches agree, and `2 b / A` is the edge where a step gains
+  nothing; so the target never lies beyond the minimiser on the step's own batch: `min(b_own, sigma b) / A`.
+
+A rate that stands still at its noise floor needs something else to anneal it. With a horizon that is the decay. Without
+one, `sigma` lies between greedy and break-even, so that the rate sinks slowly while training makes no progress.
 """
 
 import enum
@@ -16,12 +20,18 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from gen_optax import _fit, _loss
-from gen_optax._probe import Measurement
+from gen_optax._probe import Context, Measurement
 
 _MIN_R_SQUARED = 0.99  # Algorithm 1
+_BREAK_EVEN, _ANNEALING = 2.0, 1.6  # sigma on an independent batch, with a horizon and without one
+# The first rate is this part of what the first step alone would bear: momentum is still to come, and curvature falls
+# from its height at the start. The climb from there costs a few dozen steps, an overshoot may cost the run.
+_FIRST_FRACTION = 0.01
+# While the rate is being found every call probes, this many times; a probe at call t has the weight
+# _MEMORY * (calls since the last probe) / t, at most _MAX_WEIGHT: an average over a fixed part of the past.
+_NUM_FIRST_PROBES, _MEMORY, _MAX_WEIGHT = 50, 4.0, 0.25
 # How far a learning rate falls when the step itself made the loss non-finite: the distance to safety is unknown, every
 # try costs a probe, and a rate that is too low is found and raised again.
 _OVERSHOOT_FACTOR = 0.1
@@ -43,7 +53,8 @@ class ProbeStatus(enum.IntEnum):
     ASCENT = 5
     """The loss rises along the step. The probe abstains; on an independent batch the rate falls."""
     NO_CURVATURE = 6
-    """The curvature along the step is negative or vanishes: there is no minimum, the probe abstains."""
+    """The curvature along the step is negative or vanishes, so there is no minimum in sight. The probe abstains; on an
+    independent batch, or where the rate was found by a cold start, the rate rises."""
     POOR_FIT = 7
     """The points are no parabola (R^2 of at most 0.99): the probe abstains."""
 
@@ -55,6 +66,7 @@ class Rule(NamedTuple):
     smooth: Literal["learning_rate", "log", "coefficients"]
     max_change: Any
     sigma: Any
+    every: Any
     min_learning_rate: Any
     max_learning_rate: Any
     cold_start: bool
@@ -92,7 +104,7 @@ def advance(
     rule: Rule,
     learning_rate: jax.Array,
     averages: Averages | tuple[()],
-    num_accepted: jax.Array,
+    num_probes: jax.Array,
     measured: Measurement,
     step_size: jax.Array,
     status: jax.Array,
@@ -100,12 +112,7 @@ def advance(
 ) -> tuple[jax.Array, Averages | tuple[()]]:
     """The next learning rate and averages, given a measurement along `step_size` times the update."""
     accepted = status == ProbeStatus.ACCEPTED
-    gamma = jnp.asarray(rule.smoothing, learning_rate.dtype)
-    if rule.cold_start:
-        # The rate found by itself is the first sample of the average, not a prior worth 1 / (1 - gamma) samples.
-        n = num_accepted.astype(gamma.dtype)
-        gamma = jnp.minimum(gamma, n / (n + 1))
-
+    gamma = 1 - _weight(rule, num_probes, learning_rate.dtype)
     slope, curvature = measured.slope, measured.curvature
     if isinstance(averages, Averages):
         unit = _fit.nonzero(step_size)
@@ -115,15 +122,21 @@ def advance(
             *(jnp.where(accepted, gamma * m + (1 - gamma) * x, m) for m, x in zip(averages, new, strict=True))
         )
         slope, curvature = averages.slope, averages.curvature * unit
-    rho = jnp.where(accepted, slope / jnp.where(accepted, curvature, 1), 1)
-
-    ratio = rule.sigma * rho
+    aim = jnp.minimum(measured.own_slope, rule.sigma * slope)
+    ratio = jnp.where(accepted, aim / jnp.where(accepted, curvature, 1), 1)
     if rule.max_change is not None:
         ratio = jnp.clip(ratio, 1 / rule.max_change, rule.max_change)
+
+    limit = 2.0 if rule.max_change is None else rule.max_change
+    moves = accepted
+    if independent or rule.cold_start:
+        # Curvature hidden in the rounding error is at most that error: the minimum lies beyond aim / noise.
+        hidden = status == ProbeStatus.NO_CURVATURE
+        at_least = aim / jnp.maximum(measured.noise, jnp.finfo(aim.dtype).tiny)
+        ratio, moves = jnp.where(hidden, jnp.clip(at_least, 1, limit), ratio), moves | hidden
     if independent:
-        shrink = 0.5 if rule.max_change is None else 1 / rule.max_change
         ascent = status == ProbeStatus.ASCENT
-        ratio, accepted = jnp.where(ascent, shrink, ratio), accepted | ascent
+        ratio, moves = jnp.where(ascent, 1 / limit, ratio), moves | ascent
 
     if rule.smooth == "log":
         smoothed = learning_rate * ratio ** (1 - gamma)
@@ -131,9 +144,35 @@ def advance(
         smoothed = learning_rate * (gamma + (1 - gamma) * ratio)
     else:
         smoothed = learning_rate * ratio
-    moved = jnp.where(accepted, smoothed, learning_rate)
+    moved = jnp.where(moves, smoothed, learning_rate)
     moved = jnp.where(status == ProbeStatus.OVERSHOOT, _OVERSHOOT_FACTOR * learning_rate, moved)
     return bound(rule, moved), averages
+
+
+def sigma_for(independent: bool, horizon: bool) -> float:
+    """The default sigma: see the module."""
+    if not independent:
+        return 1.0
+    return _BREAK_EVEN if horizon else _ANNEALING
+
+
+def finding(rule: Rule, learning_rate: jax.Array, num_probes: jax.Array) -> jax.Array:
+    """Whether every call probes: the rate is unknown or has only just been found."""
+    if not rule.cold_start:
+        return jnp.zeros((), jnp.bool_)
+    return (learning_rate == 0) | (num_probes < _NUM_FIRST_PROBES)
+
+
+def _weight(rule: Rule, num_probes: jax.Array, dtype: Any) -> jax.Array:
+    """The weight of a probe in the average: 1 - gamma, and more in the time after a cold start."""
+    weight = 1 - jnp.asarray(rule.smoothing, dtype)
+    if not rule.cold_start:
+        return weight
+    n = num_probes.astype(dtype)
+    later = n > _NUM_FIRST_PROBES
+    spacing = jnp.where(later, rule.every, 1)
+    calls = jnp.where(later, _NUM_FIRST_PROBES + (n - _NUM_FIRST_PROBES) * spacing, n)
+    return jnp.clip(_MEMORY * spacing / jnp.maximum(calls, 1), weight, jnp.maximum(weight, _MAX_WEIGHT))
 
 
 def bound(rule: Rule, learning_rate: jax.Array) -> jax.Array:
@@ -144,20 +183,22 @@ def bound(rule: Rule, learning_rate: jax.Array) -> jax.Array:
     return jnp.where(learning_rate > 0, jnp.clip(learning_rate, low, high), 0).astype(learning_rate.dtype)
 
 
-def bracket(
-    loss: _loss.Loss, params: optax.Params, updates: optax.Updates, value: jax.Array, axis_name: Any
-) -> jax.Array:
-    """A first learning rate: the loss along the step at rates that double, until it rises.
+def bracket(context: Context) -> jax.Array:
+    """A first learning rate: a part of the one that the first step alone would bear.
+
+    That is found by the loss along the step at rates that double, until it rises.
 
     Starts at a step of 1e-5 relative to the parameters and ends, at the latest, at one of their own size (parameters
     near zero count as 0.1 per entry). Forward passes one after the other, about ten of them, once in a training run.
 
     Returns:
-      The rate of the lowest loss, or 0 where no step lowered the loss by more than its rounding error.
+      A hundredth of the rate of the lowest loss, or 0 where no step lowered the loss by more than its rounding error.
     """
+    loss, params, updates = context.loss, context.params, context.updates
+    value = loss(params) if context.value is None else context.value
 
     def mean(x):
-        return x if axis_name is None else jax.lax.pmean(x, axis_name)
+        return x if context.axis_name is None else jax.lax.pmean(x, context.axis_name)
 
     dtype = jnp.promote_types(value.dtype, jnp.float32)
     eps = jnp.finfo(value.dtype).eps
@@ -184,7 +225,7 @@ def bracket(
 
     start = (jnp.int32(0), jnp.zeros((), dtype), value, ~jnp.isfinite(value) | (step_norm == 0))
     _, best, best_loss, _ = jax.lax.while_loop(going_on, doubled, jax.lax.stop_gradient(start))
-    return jnp.where(best_loss < value - noise, best, 0)
+    return jnp.where(best_loss < value - noise, _FIRST_FRACTION * best, 0)
 
 
 def _squared_norm(tree: Any, factor: jax.typing.ArrayLike) -> jax.Array:

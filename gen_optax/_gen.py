@@ -46,7 +46,7 @@ class GenState(NamedTuple):
     learning_rate: jax.Array  # the smoothed eta, before the decay; 0: not found yet
     applied_learning_rate: jax.Array  # what the last updates were multiplied by: eta * s(t)
     averages: Any  # (slope, curvature), moving averages; () unless smooth="coefficients"
-    memory: Any  # () or, for a probe that looks back, the parameters that the last step started from
+    memory: Any  # () or, for a probe that looks back, (params, slope): where the last step started, b h on its batch
     info: GenInfo
 
 
@@ -54,10 +54,10 @@ def scale_by_gen(
     init_learning_rate: float | None = None,
     probe: _probe.Probe | None = None,
     every: int = 8,
-    smoothing: float = 0.9,
+    smoothing: float = 0.95,
     smooth: Literal["learning_rate", "log", "coefficients"] = "log",
     max_change: float | None = 2.0,
-    sigma: float = 1.0,
+    sigma: float | None = None,
     num_steps: int | None = None,
     decay: optax.Schedule | None = None,
     min_learning_rate: float | None = None,
@@ -130,14 +130,14 @@ def scale_by_gen(
       >>> def loss_fn(w, x, y): return jnp.mean((x @ w - y) ** 2)
       >>> x, y = jnp.eye(3), jnp.array([1.0, 2.0, 3.0])
       >>> w = jnp.zeros(3)
-      >>> tx = optax.chain(optax.adam(1.0), gen_optax.scale_by_gen(num_steps=100))
+      >>> tx = optax.chain(optax.adam(1.0), gen_optax.scale_by_gen(num_steps=200))
       >>> state = tx.init(w)
       >>> @jax.jit
       ... def step(w, state):
       ...   value, grads = jax.value_and_grad(loss_fn)(w, x, y)
       ...   updates, state = tx.update(grads, state, w, value=value, value_fn=loss_fn, x=x, y=y)
       ...   return optax.apply_updates(w, updates), state
-      >>> for _ in range(100):
+      >>> for _ in range(200):
       ...   w, state = step(w, state)
       >>> bool(loss_fn(w, x, y) < 1e-2 * loss_fn(jnp.zeros(3), x, y))
       True
@@ -146,7 +146,7 @@ def scale_by_gen(
     References:
       Bu and Xu, `Gradient descent with generalized Newton's method <https://arxiv.org/abs/2407.02772>`_, 2024
     """
-    probe = _probe.finite_difference() if probe is None else probe
+    probe = _probe.retrospective() if probe is None else probe
     _check(
         probe=probe,
         init_learning_rate=init_learning_rate,
@@ -165,7 +165,8 @@ def scale_by_gen(
         smoothing,
         smooth,
         max_change,
-        sigma,
+        _control.sigma_for(probe.independent, num_steps is not None or decay is not None) if sigma is None else sigma,
+        every,
         min_learning_rate,
         max_learning_rate,
         cold_start=init_learning_rate is None,
@@ -181,7 +182,7 @@ def scale_by_gen(
             learning_rate=zero() if init_learning_rate is None else jnp.asarray(init_learning_rate, dtype),
             applied_learning_rate=zero(),
             averages=_control.Averages(zero(), zero()) if smooth == "coefficients" else (),
-            memory=jax.tree.map(jnp.copy, probe.remember(params)),
+            memory=jax.tree.map(jnp.copy, probe.init(params)),
             info=GenInfo(zero(), zero(), zero(), zero(), zero(), none(), jnp.zeros((), jnp.bool_), none(), none()),
         )
 
@@ -206,30 +207,30 @@ def scale_by_gen(
         loss = _loss.bind(value_fn, extra_args)
         if value is not None:
             value = _loss.as_scalar(value, "value must be")
-
-        def renew(state: GenState) -> GenState:
-            return _renew(rule, probe, axis_name, state, loss, params, updates, value, grad, scale)
-
+        if grad is not None:
+            grad = jax.lax.stop_gradient(grad)
         scale = _decay(num_steps, decay, state.count).astype(state.learning_rate.dtype)
+        context = _probe.Context(loss, params, updates, state.learning_rate, value, grad, state.memory, axis_name)
+
+        def due(state: GenState) -> jax.Array:
+            finding = _control.finding(rule, state.learning_rate, state.info.num_probes)
+            overshot = state.info.status == ProbeStatus.OVERSHOOT
+            regular = (state.count + 1) % every == 0
+            if probe.looks_back:  # at the first call there is nothing to look back on, but a rate to be found
+                regular &= state.count > 0
+            return regular | finding | overshot
+
+        renew = functools.partial(_renew, rule, probe, context, scale)
         if isinstance(every, int) and every == 1 and not probe.looks_back:
             state = renew(state)
         else:
-            due = (state.count + 1) % every == 0
-            if rule.cold_start:
-                due |= state.learning_rate == 0
-            if probe.looks_back:
-                due &= (state.count > 0) | (state.learning_rate == 0)
-            due |= state.info.status == ProbeStatus.OVERSHOOT
-            state = jax.lax.cond(due, renew, lambda state: state, state)
+            state = jax.lax.cond(due(state), renew, lambda state: state, state)
 
         # A rate at which the loss is known to be NaN or infinite is not tried on the parameters.
         unsafe = state.info.status == ProbeStatus.OVERSHOOT
         applied = jnp.where(unsafe, 0, state.learning_rate * scale)
-        state = state._replace(
-            count=optax.safe_increment(state.count),
-            applied_learning_rate=applied,
-            memory=probe.remember(params),
-        )
+        state = state._replace(count=optax.safe_increment(state.count), applied_learning_rate=applied)
+        state = state._replace(memory=probe.remember(context._replace(step_size=applied), due(state)))
         return _loss.scale(updates, applied), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -293,16 +294,7 @@ gen.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
 
 
 def _renew(
-    rule: _control.Rule,
-    probe: _probe.Probe,
-    axis_name: Any,
-    state: GenState,
-    loss: _loss.Loss,
-    params: optax.Params,
-    updates: optax.Updates,
-    value: jax.Array | None,
-    grad: optax.Updates | None,
-    scale: jax.Array,
+    rule: _control.Rule, probe: _probe.Probe, context: _probe.Context, scale: jax.Array, state: GenState
 ) -> GenState:
     """The state after a probe: averages, learning rate and info; count and memory as they were."""
     dtype = state.learning_rate.dtype
@@ -310,9 +302,7 @@ def _renew(
     if rule.cold_start:
         learning_rate = jax.lax.cond(
             learning_rate == 0,
-            lambda: _control.bracket(loss, params, updates, loss(params) if value is None else value, axis_name).astype(
-                dtype
-            ),
+            lambda: _control.bracket(context).astype(dtype),
             lambda: learning_rate,
         )
         learning_rate = _control.bound(rule, learning_rate)
@@ -321,15 +311,15 @@ def _renew(
         step_size = state.applied_learning_rate
     else:
         step_size = learning_rate * scale if probe.independent else learning_rate
-    measured = probe.measure(_probe.Context(loss, params, updates, step_size, value, grad, state.memory, axis_name))
+    measured = probe.measure(context._replace(step_size=step_size))
     measured = jax.lax.stop_gradient(jax.tree.map(lambda x: x.astype(dtype), measured))
-    status = _control.judge(measured, _loss.all_finite(updates))
+    status = _control.judge(measured, _loss.all_finite(context.updates))
     accepted = status == ProbeStatus.ACCEPTED
     learning_rate, averages = _control.advance(
         rule,
         learning_rate,
         state.averages,
-        state.info.num_accepted,
+        state.info.num_probes,
         measured,
         step_size,
         status,

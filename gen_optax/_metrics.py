@@ -18,8 +18,8 @@ def metrics(state: Any) -> dict[str, Any]:
     Returns:
       A dict with `learning_rate` (eta, smoothed), `applied_learning_rate` (eta with the decay, what the last
       updates were multiplied by) and the fields of :class:`gen_optax.GenInfo`. Python numbers, or the traced scalars
-      inside of `jit`, so that a training step can return them. With several GeN states in `state` the keys are numbered:
-      `0/learning_rate`, `1/learning_rate`, ...
+      inside of `jit`, so that a training step can return them. With several GeN states in `state` the keys are
+      numbered: `0/learning_rate`, `1/learning_rate`, ...
 
     Raises:
       ValueError: if there is no state of `scale_by_gen` in `state`.

@@ -41,6 +41,7 @@ class Measurement(NamedTuple):
     r_squared: jax.Array  # of the fit; 1 where it cannot fail
     noise: jax.Array  # slope and curvature mean nothing below it; 0 for derivatives
     end_value: jax.Array  # a loss measured at the far end of the step; `value` where none was
+    own_slope: jax.Array  # b h on the batch that the step was computed from, if another; else infinite
 
 
 class Context(NamedTuple):
@@ -49,7 +50,7 @@ class Context(NamedTuple):
     loss: _loss.Loss
     params: optax.Params
     updates: optax.Updates
-    step_size: jax.Array  # h: the step to look along is h * updates
+    step_size: jax.Array  # h: the step to look along is h * updates; where `remember` is called, as it is applied
     value: jax.Array | None  # the loss at params, if the caller knew it
     grad: optax.Updates | None  # its gradient, likewise
     memory: Any  # what `remember` returned at the previous step
@@ -67,8 +68,11 @@ class Probe(Protocol):
     def looks_back(self) -> bool:
         """Whether the step judged is the last one taken; then there is nothing to judge at the first call."""
 
-    def remember(self, params: optax.Params) -> Any:
-        """What to keep in the state for the next probe, given the parameters that the step starts from."""
+    def init(self, params: optax.Params) -> Any:
+        """What `remember` will return, before the first step."""
+
+    def remember(self, context: Context, probe_follows: jax.Array) -> Any:
+        """What to keep in the state about the step that is taken now; `probe_follows`: the next call will probe."""
 
     def measure(self, context: Context) -> Measurement:
         """Measures the parabola."""
@@ -182,9 +186,13 @@ def retrospective() -> Probe:
     .. math::
       A h^2 = 2 (s - \Delta), \qquad b h = A h^2 - s.
 
-    Costs one forward pass at a step on which a probe is due, given `value` and `grad` (else one forward-mode
-    derivative more), and one copy of the parameters in the state: the point that the last step started from. As the
-    step is read off the parameters, whatever else moved or rounded them is judged with it.
+    The slope on the step's own batch, :math:`b_{own} h = -\langle G_{own}, d\rangle`, is known from the step before and
+    kept: the learning rate never aims beyond the minimiser of that batch's parabola.
+
+    Costs one forward pass at a step on which a probe is due and an inner product at the one before it, given `value`
+    and `grad` (else a forward-mode derivative at each of the two), and one copy of the parameters in the state: the
+    point that the last step started from. As the step is read off the parameters, whatever else moved or rounded them is
+    judged with it.
 
     Returns:
       A probe for :func:`gen_optax.scale_by_gen`.
@@ -207,7 +215,11 @@ class FiniteDifference:
     independent: bool
     looks_back = False
 
-    def remember(self, params):
+    def init(self, params):
+        """Nothing."""
+        return ()
+
+    def remember(self, context, probe_follows):
         """Nothing."""
         return ()
 
@@ -235,6 +247,7 @@ class FiniteDifference:
             r_squared=r_squared,
             noise=_ROUNDING_ULPS * eps * jnp.max(jnp.abs(losses)) / min(scale, scale**2),
             end_value=losses[int(np.argmax(x))],
+            own_slope=jnp.full_like(slope, jnp.inf),
         )
 
     def _losses(self, context: Context) -> tuple[np.ndarray, jax.Array, float]:
@@ -262,7 +275,11 @@ class Exact:
     independent: bool
     looks_back = False
 
-    def remember(self, params):
+    def init(self, params):
+        """Nothing."""
+        return ()
+
+    def remember(self, context, probe_follows):
         """Nothing."""
         return ()
 
@@ -284,7 +301,15 @@ class Exact:
             r_squared=jnp.ones_like(value),
             noise=jnp.zeros_like(value),
             end_value=value,
+            own_slope=jnp.full_like(value, jnp.inf),
         )
+
+
+class Memory(NamedTuple):
+    """What `Retrospective` keeps of the last step."""
+
+    params: optax.Params  # where it started
+    slope: jax.Array  # b h on its own batch, in units of the loss; 0 where the next call does not probe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,19 +319,32 @@ class Retrospective:
     independent = True
     looks_back = True
 
-    def remember(self, params):
-        """The parameters that the step starts from."""
-        return params
+    def init(self, params):
+        """No step yet."""
+        return Memory(params, jnp.zeros((), jax.dtypes.canonicalize_dtype(jnp.float64)))
+
+    def remember(self, context, probe_follows):
+        """Where the step starts and, for a probe that follows, its slope on its own batch."""
+
+        def slope():
+            if context.grad is None:
+                slope = context.step_size * _loss.value_and_slope(context.loss, context.params, context.updates)[1]
+            else:
+                slope = -_loss.inner_product(context.grad, context.updates, context.step_size)
+            return _mean(slope, context.axis_name).astype(context.step_size.dtype)
+
+        own_slope = jax.lax.cond(probe_follows, slope, lambda: jnp.zeros_like(context.step_size))
+        return Memory(context.params, jax.lax.stop_gradient(own_slope))
 
     def measure(self, context):
         """The loss at both ends of the last step, and the slope at its far end."""
-        step = _loss.difference(context.params, context.memory)
+        step = _loss.difference(context.params, context.memory.params)
         if context.value is None or context.grad is None:
             value, slope = _loss.value_and_slope(context.loss, context.params, step)
             ascent = -slope
         else:
             value, ascent = context.value, _loss.inner_product(context.grad, step)
-        start_value = context.loss(context.memory)
+        start_value = context.loss(context.memory.params)
         eps = max(float(jnp.finfo(x.dtype).eps) for x in (value, start_value))
         dtype = jnp.promote_types(start_value.dtype, jnp.float32)
         value, start_value, ascent = (_mean(x.astype(dtype), context.axis_name) for x in (value, start_value, ascent))
@@ -319,6 +357,7 @@ class Retrospective:
             r_squared=jnp.ones_like(value),
             noise=_ROUNDING_ULPS * eps * jnp.maximum(jnp.abs(value), jnp.abs(start_value)),
             end_value=value,
+            own_slope=context.memory.slope,
         )
 
 

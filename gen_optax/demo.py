@@ -132,12 +132,12 @@ def train(tx: Any, base: Any, rate: Any, data: Any, seed: int, advance: Any) -> 
         x, y = train_x[batches[-1, -1]], train_y[batches[-1, -1]]
         direction, _ = base.update(jax.grad(loss_fn)(w, x, y), state[0], w)
         last_step = w, direction, x, y
-    logits = Net().apply(params, test_x)
+    predictions = jnp.argmax(jnp.asarray(Net().apply(params, test_x)), -1)
     return Run(
         losses=losses,
         learning_rates=history["applied_learning_rate"] if rate is None else np.asarray(rate(np.arange(NUM_STEPS))),
         train_loss=float(loss_fn(params, train_x, train_y)),
-        test_accuracy=float(jnp.mean(jnp.argmax(logits, -1) == test_y)),
+        test_accuracy=float(jnp.mean(predictions == test_y)),
         seconds_per_step=float(np.median(seconds)),
         history=history if rate is None else None,
         last_step=last_step,
@@ -155,11 +155,8 @@ def table(runs: dict[str, list[Run]]) -> Table:
     for name, of_seed in runs.items():
         loss = [run.train_loss for run in of_seed]
         accuracy = [100 * run.test_accuracy for run in of_seed]
-        if of_seed[0].history is None:
-            rate = f"{USUAL_RATE:g}, given"
-        else:
-            found = np.concatenate([run.history["learning_rate"] for run in of_seed])
-            rate = f"{np.median(found):.1g}, found"
+        found = [run.history["learning_rate"] for run in of_seed if run.history is not None]
+        rate = f"{np.median(found):.1g}, found" if found else f"{USUAL_RATE:g}, given"
         result.add_row(
             name,
             f"{np.mean(loss):.1e} ± {np.std(loss):.0e}",
