@@ -118,7 +118,7 @@ def fit_own_scale(x: jax.Array, losses: jax.Array, weights: jax.Array) -> tuple[
 
 def minimizer(slope: jax.Array, curvature: jax.Array) -> jax.Array:
     """`b / A` for `A > 0`, else infinitely far along the descent: never 0 / 0, so `jax_debug_nans` stays quiet."""
-    inf = jnp.where(slope == 0, 0.0, jnp.sign(slope) * jnp.inf)
+    inf = jnp.select([slope > 0, slope < 0], [jnp.inf, -jnp.inf], slope)
     return jnp.where(curvature > 0, slope / jnp.where(curvature > 0, curvature, 1), inf)
 
 

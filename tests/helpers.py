@@ -1,0 +1,146 @@
+"""Problems and training loops that the tests share. References in float64 NumPy, independent of the code under test."""
+
+import functools
+import itertools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import gen_optax
+
+
+class Quadratic(NamedTuple):
+    """`L(w) = 1/2 (w - c)^T H (w - c) + offset`, in float64; `value_fn` evaluates it in the dtype of `w`."""
+
+    hessian: np.ndarray
+    centre: np.ndarray
+    offset: float = 0.0
+
+    def value_fn(self, w):
+        difference = w - jnp.asarray(self.centre, w.dtype)
+        return 0.5 * difference @ (jnp.asarray(self.hessian, w.dtype) @ difference) + self.offset
+
+    def gradient(self, w):
+        return self.hessian @ (np.asarray(w, np.float64) - self.centre)
+
+    def value(self, w):
+        difference = np.asarray(w, np.float64) - self.centre
+        return 0.5 * difference @ self.hessian @ difference + self.offset
+
+    def slope_and_curvature(self, w, u):
+        u = np.asarray(u, np.float64)
+        return -self.gradient(w) @ u, u @ self.hessian @ u
+
+
+def random_quadratic(seed: int, size: int = 6, condition: float = 100.0, offset: float = 0.0) -> Quadratic:
+    """Positive definite, eigenvalues log-uniform in [1, condition], a random basis."""
+    rng = np.random.default_rng(seed)
+    basis, _ = np.linalg.qr(rng.normal(size=(size, size)))
+    eigenvalues = condition ** np.concatenate([[0.0, 1.0], rng.uniform(size=size - 2)])
+    return Quadratic((basis * eigenvalues) @ basis.T, rng.normal(size=size), offset)
+
+
+def network(seed: int = 0, dtype: Any = np.float32, sizes: tuple[int, ...] = (5, 16, 3), samples: int = 32):
+    """A small tanh network and a regression batch: `(params, {"x": ..., "y": ...})`."""
+    rng = np.random.default_rng(seed)
+    params = {
+        f"layer{i}": {
+            "w": (rng.normal(size=(m, n)) / np.sqrt(m)).astype(dtype),
+            "b": (0.1 * rng.normal(size=n)).astype(dtype),
+        }
+        for i, (m, n) in enumerate(itertools.pairwise(sizes))
+    }
+    x = rng.normal(size=(samples, sizes[0]))
+    y = np.sin(x @ rng.normal(size=(sizes[0], sizes[-1])))
+    return jax.tree.map(jnp.asarray, params), {"x": jnp.asarray(x, dtype), "y": jnp.asarray(y, dtype)}
+
+
+def network_loss(params, x, y):
+    """Half the mean squared error of the network."""
+    for i in range(len(params)):
+        x = x @ params[f"layer{i}"]["w"] + params[f"layer{i}"]["b"]
+        x = jnp.tanh(x) if i + 1 < len(params) else x
+    return jnp.mean((x - y) ** 2) / 2
+
+
+def numpy_network_loss(params, x, y):
+    """`(loss, gradient)` of `network_loss` by hand, in float64, for one hidden layer."""
+    w0, b0, w1, b1 = params
+    hidden = np.tanh(x @ w0 + b0)
+    error = hidden @ w1 + b1 - y
+    scaled = error / error.size
+    back = (scaled @ w1.T) * (1 - hidden**2)
+    return np.mean(error**2) / 2, [x.T @ back, back.sum(0), hidden.T @ scaled, scaled.sum(0)]
+
+
+def flat(params) -> list[np.ndarray]:
+    """The leaves of a one-hidden-layer network in the order of `numpy_network_loss`, in float64."""
+    return [np.asarray(params[f"layer{i}"][k], np.float64) for i in (0, 1) for k in ("w", "b")]
+
+
+def train(tx, params, loss_fn, steps: int, value: bool = True, grad: bool = False, **extra: Any):
+    """`steps` steps in one `lax.scan`: `(params, state, losses before each step, states after each step)`."""
+    tx = optax.with_extra_args_support(tx)
+
+    def step(carry, _):
+        params, state = carry
+        loss, grads = jax.value_and_grad(loss_fn)(params, **extra)
+        arguments = dict(extra, value_fn=loss_fn)
+        if value:
+            arguments["value"] = loss
+        if grad:
+            arguments["grad"] = grads
+        updates, state = tx.update(grads, state, params, **arguments)
+        return (optax.apply_updates(params, updates), state), (loss, state)
+
+    @jax.jit
+    def run(params):
+        (params, state), (losses, states) = jax.lax.scan(step, (params, tx.init(params)), length=steps)
+        return params, state, losses, states
+
+    return run(params)
+
+
+def gen_state(state) -> gen_optax.GenState:
+    """The one GenState in an optax state."""
+    found = [
+        s
+        for s in jax.tree.leaves(state, is_leaf=lambda s: isinstance(s, gen_optax.GenState))
+        if isinstance(s, gen_optax.GenState)
+    ]
+    assert len(found) == 1
+    return found[0]
+
+
+def jitted_update(tx, value_fn):
+    """`tx.update` under jit, with `value_fn` closed over: `(updates, state, params, **extra)`."""
+    return jax.jit(functools.partial(tx.update, value_fn=value_fn))
+
+
+def one_probe(probe, value_fn, params, updates, learning_rate=1.0, value=None, grad=None, **options: Any):
+    """The state after a single due probe along `updates` at a known rate, and the scaled updates."""
+    settings = dict(every=1, smoothing=0.0, smooth="learning_rate", max_change=None, sigma=1.0) | options
+    tx = gen_optax.scale_by_gen(learning_rate, probe, **settings)
+    extra = {k: v for k, v in (("value", value), ("grad", grad)) if v is not None}
+    scaled, state = jitted_update(tx, value_fn)(updates, tx.init(params), params, **extra)
+    return state, scaled
+
+
+def paths_and_types(tree):
+    """Structure, shapes, dtypes and weak types: what must not drift."""
+    return jax.tree.structure(tree), [
+        (jnp.shape(x), jax.typeof(x).dtype, jax.typeof(x).weak_type) for x in jax.tree.leaves(tree)
+    ]
+
+
+PROBES = {
+    "three points": gen_optax.finite_difference(),
+    "map": gen_optax.finite_difference(batching="map"),
+    "five points": gen_optax.finite_difference((-1.0, -0.5, 0.0, 0.5, 1.0)),
+    "free slope": gen_optax.finite_difference(free_slope=True),
+    "exact": gen_optax.exact(),
+    "retrospective": gen_optax.retrospective(),
+}
