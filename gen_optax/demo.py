@@ -139,10 +139,10 @@ def train(tx: Any, rate: Any, data: Any, seed: int, advance: Any) -> Run:
         behind = optax.tree.get(state, "memory").params
         applied = optax.tree.get(state, "applied_learning_rate")
         direction = jax.tree.map(lambda new, old: (new - old) / applied, ahead, behind)
-        step_sizes = applied * jnp.linspace(-1, 3, 17)
+        fit = {name: column[probed] for name, column in history.items()}
+        step_sizes = jnp.maximum(applied, fit["optimal_learning_rate"]) * jnp.linspace(-0.5, 2, 17)
         x, y = train_x[batches[probed]], train_y[batches[probed]]
         along = gen_optax.probe_losses(lambda w: loss_fn(w, x, y), behind, direction, step_sizes)
-        fit = {name: column[probed] for name, column in history.items()}
         last_fit = probed + 1, fit, step_sizes, along, float(applied)
     predictions = jnp.argmax(jnp.asarray(Net().apply(params, test_x)), -1)
     return Run(

@@ -116,6 +116,7 @@ def parabola(
     if learning_rate is not None:
         ax.axvline(float(learning_rate), color=GREY, lw=1, ls=":", label=rf"$\eta$ = {float(learning_rate):.2g}")
     ax.set(xlabel="learning rate", ylabel="loss")
+    ax.ticklabel_format(axis="x", scilimits=(-2, 3))
     ax.legend(frameon=False)
     return ax
 
