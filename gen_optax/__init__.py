@@ -13,7 +13,9 @@ from gen_optax._gen import gen as gen
 from gen_optax._gen import scale_by_gen as scale_by_gen
 from gen_optax._loss import directional_derivatives as directional_derivatives
 from gen_optax._loss import probe_losses as probe_losses
+from gen_optax._masks import unmasked_value_fn as unmasked_value_fn
 from gen_optax._metrics import metrics as metrics
+from gen_optax._microbatch import mean_value_and_grad as mean_value_and_grad
 from gen_optax._microbatch import mean_value_fn as mean_value_fn
 from gen_optax._probe import exact as exact
 from gen_optax._probe import finite_difference as finite_difference

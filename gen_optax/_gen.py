@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gen_optax import _control, _fit, _loss, _probe
+from gen_optax import _company, _control, _fit, _loss, _probe
 from gen_optax._control import ProbeStatus
 
 
@@ -199,11 +199,15 @@ def scale_by_gen(
         value_fn = default_value_fn if value_fn is None else value_fn
         if params is None:
             raise ValueError(f"scale_by_gen probes the loss around the parameters: pass params to update.{_loss.USAGE}")
+        _company.refuse_params(params)
         if value_fn is None:
             raise ValueError(
-                "scale_by_gen evaluates the loss along the step: pass value_fn=loss_fn to update, or to scale_by_gen "
-                f"where update cannot pass it on.{_loss.USAGE}"
+                f"scale_by_gen evaluates the loss along the step: pass value_fn=loss_fn to update.{_loss.USAGE}\n"
+                "If you did, a wrapper around scale_by_gen drops the extra arguments of update, as optax.lookahead and "
+                "optax.MultiSteps(...).gradient_transformation() do: give value_fn to scale_by_gen (or gen) itself, or "
+                "leave the wrapper out."
             )
+        _company.warn_in_multi_steps()
         loss = _loss.bind(value_fn, extra_args)
         if value is not None:
             value = _loss.as_scalar(value, "value must be")
@@ -251,7 +255,8 @@ def gen(base: optax.GradientTransformation, **options: Any) -> optax.GradientTra
       A transformation; for the arguments of its `update` see :func:`gen_optax.scale_by_gen`.
 
     Raises:
-      ValueError: if `base` is no transformation.
+      ValueError: if `base` is no transformation; from `init`, if its updates must not be scaled (`optax.MultiSteps`,
+        `optax.lookahead`, `optax.contrib.schedule_free`, ...), with what to write instead.
 
     Examples:
       >>> import gen_optax
@@ -276,12 +281,17 @@ def gen(base: optax.GradientTransformation, **options: Any) -> optax.GradientTra
         raise ValueError(f"gen needs an optax transformation as its base, for example optax.adamw(1.0), got {base!r}.")
     chained = optax.chain(base, scale_by_gen(**options))
 
+    def init_fn(params):
+        state = chained.init(params)
+        _company.refuse_base(state)
+        return state
+
     def update_fn(updates, state, params=None, *, value=None, grad=None, **extra_args):
         if grad is None and value is not None:
             grad = updates
         return chained.update(updates, state, params, value=value, grad=grad, **extra_args)
 
-    return optax.GradientTransformationExtraArgs(chained.init, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 # So that help(), editors and optax.inject_hyperparams see the options by name.

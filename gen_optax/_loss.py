@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gen_optax._masks import is_masked
+
 Loss = Callable[[optax.Params], jax.Array]
 
 USAGE = """
@@ -29,8 +31,8 @@ def bind(value_fn: Callable[..., Any], extra_args: Mapping[str, Any]) -> Loss:
             if _has_masked_nodes(params):
                 error.add_note(
                     "gen_optax: the parameters handed to value_fn hold optax.MaskedNode, because scale_by_gen sits "
-                    "inside optax.masked or optax.partition. Put it outside, where it sees whole parameters: "
-                    "gen(optax.masked(base, mask))."
+                    "inside optax.masked or optax.partition. Pass update a loss that fills in the frozen ones: "
+                    "value_fn=gen_optax.unmasked_value_fn(loss_fn, params)."
                 )
             raise
 
@@ -271,7 +273,4 @@ def _select(value_fn: Callable[..., Any], extra_args: Mapping[str, Any]) -> dict
 
 
 def _has_masked_nodes(tree: Any) -> bool:
-    def masked(x):
-        return isinstance(x, optax.MaskedNode)
-
-    return any(masked(leaf) for leaf in jax.tree.leaves(tree, is_leaf=masked))
+    return any(is_masked(leaf) for leaf in jax.tree.leaves(tree, is_leaf=is_masked))

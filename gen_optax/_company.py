@@ -1,0 +1,61 @@
+"""Where `scale_by_gen` may stand among optax's wrappers, and what to write instead where it may not.
+
+Two things go wrong. A wrapper between the base and `scale_by_gen` that moves parameters by rules of its own (averages
+them, or holds them back for some calls) hands on updates that must not be scaled. And a wrapper around it that calls
+`update` more often than it applies the result probes in vain. Neither crashes; so both are looked for here.
+"""
+
+import sys
+import warnings
+from typing import Any
+
+import jax
+import optax
+
+_NOT_IN_THE_BASE = {
+    optax.MultiStepsState: "the step of optax.MultiSteps is zero at all calls but every k-th, with nothing to probe. "
+    "Accumulate outside, with gen_optax.mean_value_and_grad, and call update once per step.",
+    optax.LookaheadState: "optax.lookahead moves two sets of parameters that must not be scaled apart. "
+    "Turn it inside out: optax.lookahead(gen(base, value_fn=...), ...).",
+    optax.contrib.ScheduleFreeState: "optax.contrib.schedule_free averages unscaled steps of its own. "
+    "Turn it inside out: optax.contrib.schedule_free(gen(base), learning_rate=1.0).",
+    optax.contrib.MechanicState: "optax.contrib.mechanize tunes the same factor. Choose one of the two.",
+    optax.contrib.ReduceLROnPlateauState: "what optax.contrib.reduce_on_plateau takes off the step here, the learning "
+    "rate makes up for. Put it behind: optax.chain(gen(base), optax.contrib.reduce_on_plateau(...)).",
+}
+
+
+def refuse_base(state: Any) -> None:
+    """Raises a ValueError if the state of a base shows that scaling its updates would be wrong."""
+    kinds = tuple(_NOT_IN_THE_BASE)
+
+    def refused(x):
+        return isinstance(x, kinds)
+
+    for leaf in jax.tree.leaves(state, is_leaf=refused):
+        if refused(leaf):
+            raise ValueError(f"gen cannot scale the updates of this base: {_NOT_IN_THE_BASE[type(leaf)]}")
+
+
+def refuse_params(params: Any) -> None:
+    """Raises a ValueError where `scale_by_gen` stands outside of `optax.lookahead`."""
+    if isinstance(params, optax.LookaheadParams):
+        raise ValueError(f"scale_by_gen was given LookaheadParams: {_NOT_IN_THE_BASE[optax.LookaheadState]}")
+
+
+def warn_in_multi_steps() -> None:
+    """Warns where `optax.MultiSteps` is among the callers.
+
+    Neither arguments nor state tell, hence the look at the stack; under `jit` it happens once, while tracing.
+    """
+    frame = sys._getframe()
+    while frame := frame.f_back:  # type: ignore[assignment]
+        if frame.f_code is optax.MultiSteps.update.__code__:
+            warnings.warn(
+                "scale_by_gen runs inside optax.MultiSteps, which calls update at every mini-step and keeps one result "
+                "of k: a probe that is due costs k times, and sees one mini-batch where the gradient is the mean of "
+                "all. Accumulate with gen_optax.mean_value_and_grad(loss_fn, microbatches) instead, and call update "
+                "once per step with value_fn=gen_optax.mean_value_fn(loss_fn, microbatches).",
+                stacklevel=2,
+            )
+            return
