@@ -121,13 +121,14 @@ def advance(
         averages = Averages(
             *(jnp.where(accepted, gamma * m + (1 - gamma) * x, m) for m, x in zip(averages, new, strict=True))
         )
-        slope, curvature = averages.slope, averages.curvature * unit
-    aim = jnp.minimum(measured.own_slope, rule.sigma * slope)
-    ratio = jnp.where(accepted, aim / jnp.where(accepted, curvature, 1), 1)
-    if rule.max_change is not None:
-        ratio = jnp.clip(ratio, 1 / rule.max_change, rule.max_change)
-
+        slope, curvature = averages.slope * unit, averages.curvature * unit * unit
     limit = 2.0 if rule.max_change is None else rule.max_change
+    aim = jnp.minimum(measured.own_slope, rule.sigma * slope)
+    # A step that was uphill on its own batch counts as an ascent: there is no positive rate to aim at.
+    ratio = jnp.where(aim > 0, aim / jnp.where(accepted, curvature, 1), 1 / limit)
+    if rule.max_change is not None:
+        ratio = jnp.clip(ratio, 1 / limit, limit)
+
     moves = accepted
     if independent or rule.cold_start:
         # Curvature hidden in the rounding error is at most that error: the minimum lies beyond aim / noise.
@@ -144,8 +145,10 @@ def advance(
         smoothed = learning_rate * (gamma + (1 - gamma) * ratio)
     else:
         smoothed = learning_rate * ratio
-    moved = jnp.where(moves, smoothed, learning_rate)
+    # A minimum beyond the range of the dtype is none in sight; and a known rate never becomes 0, which means unknown.
+    moved = jnp.where(moves & jnp.isfinite(smoothed), smoothed, learning_rate)
     moved = jnp.where(status == ProbeStatus.OVERSHOOT, _OVERSHOOT_FACTOR * learning_rate, moved)
+    moved = jnp.where(learning_rate > 0, jnp.maximum(moved, jnp.finfo(moved.dtype).tiny), 0)
     return bound(rule, moved), averages
 
 

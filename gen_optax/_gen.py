@@ -213,7 +213,7 @@ def scale_by_gen(
             value = _loss.as_scalar(value, "value must be")
         if grad is not None:
             grad = jax.lax.stop_gradient(grad)
-        scale = _decay(num_steps, decay, state.count).astype(state.learning_rate.dtype)
+        scale = _decay(num_steps, decay, state.count, state.learning_rate.dtype)
         context = _probe.Context(loss, params, updates, state.learning_rate, value, grad, state.memory, axis_name)
 
         def due(state: GenState) -> jax.Array:
@@ -350,12 +350,12 @@ def _renew(
     return state._replace(learning_rate=learning_rate, averages=averages, info=info)
 
 
-def _decay(num_steps: Any, decay: optax.Schedule | None, count: jax.Array) -> jax.Array:
+def _decay(num_steps: Any, decay: optax.Schedule | None, count: jax.Array, dtype: Any) -> jax.Array:
     if decay is not None:
-        return jnp.asarray(decay(count))
+        return jnp.asarray(decay(count), dtype)
     if num_steps is None:
-        return jnp.ones(())
-    return jnp.maximum(0, 1 - count / num_steps)
+        return jnp.ones((), dtype)
+    return jnp.maximum(0, 1 - count.astype(dtype) / num_steps).astype(dtype)
 
 
 def _check(**settings: Any) -> None:

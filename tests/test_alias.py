@@ -80,24 +80,8 @@ def test_help_shows_the_options():
 
 def test_the_public_face():
     """Every name of the contract, and nothing undocumented."""
-    for name in [
-        "gen",
-        "scale_by_gen",
-        "GenState",
-        "GenInfo",
-        "finite_difference",
-        "exact",
-        "retrospective",
-        "fit_quadratic",
-        "probe_losses",
-        "directional_derivatives",
-        "mean_value_fn",
-        "metrics",
-        "QuadraticFit",
-        "ProbeStatus",
-        "gen_sgd",
-        "gen_adam",
-        "gen_adamw",
-        "gen_lion",
-    ]:
+    pieces = ["fit_quadratic", "probe_losses", "directional_derivatives", "mean_value_fn", "metrics"]
+    probes = ["finite_difference", "exact", "retrospective"]
+    types = ["GenState", "GenInfo", "QuadraticFit", "ProbeStatus"]
+    for name in ["scale_by_gen", "gen", "gen_sgd", "gen_adam", "gen_adamw", "gen_lion", *pieces, *probes, *types]:
         assert inspect.getdoc(getattr(gen_optax, name)), name

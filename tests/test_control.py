@@ -1,0 +1,406 @@
+"""From a measurement to the next learning rate: verdicts, target, smoothing, bounds, cold start."""
+
+import functools
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import flat, gen_state, network, network_loss, numpy_network_loss, random_quadratic, train
+
+import gen_optax
+from gen_optax import ProbeStatus, _control
+from gen_optax._probe import Measurement
+
+
+def measurement(slope, curvature, **fields):
+    fields = {"value": 1.0, "r_squared": 1.0, "noise": 1e-6, "end_value": 1.0, "own_slope": np.inf} | fields
+    return Measurement(slope=jnp.float32(slope), curvature=jnp.float32(curvature), **jax.tree.map(jnp.float32, fields))
+
+
+def next_rate(measured, rate=0.1, step_size=None, independent=False, averages=(), **settings):
+    """What a known learning rate becomes: `(rate, averages, status)`."""
+    settings = {
+        "smoothing": 0.0,
+        "smooth": "learning_rate",
+        "max_change": None,
+        "sigma": 1.0,
+        "every": 1,
+        "min_learning_rate": None,
+        "max_learning_rate": None,
+        "cold_start": False,
+    } | settings
+    status = _control.judge(measured, jnp.array(True))
+    new, averages = _control.advance(
+        _control.Rule(**settings),
+        jnp.float32(rate),
+        averages,
+        jnp.int32(100),
+        measured,
+        jnp.float32(rate if step_size is None else step_size),
+        status,
+        independent,
+    )
+    return float(new), averages, status
+
+
+@pytest.mark.parametrize(
+    ("measured", "status"),
+    [
+        (measurement(1.0, 2.0), "ACCEPTED"),
+        (measurement(1.0, 2.0, value=np.nan), "NOT_FINITE"),
+        (measurement(1.0, 2.0, value=-np.inf), "NOT_FINITE"),
+        (measurement(np.nan, np.nan, end_value=np.nan), "OVERSHOOT"),
+        (measurement(np.nan, np.nan, end_value=np.inf), "OVERSHOOT"),
+        (measurement(np.nan, np.nan, value=np.nan, end_value=np.nan), "NOT_FINITE"),
+        (measurement(np.nan, 2.0), "NOT_FINITE"),
+        (measurement(1.0, np.inf), "NOT_FINITE"),
+        (measurement(1.0, 2.0, r_squared=np.nan), "NOT_FINITE"),
+        (measurement(0.0, 2.0, noise=0.0), "BELOW_ROUNDING"),
+        (measurement(1e-7, 2.0), "BELOW_ROUNDING"),
+        (measurement(-1e-7, 2.0), "BELOW_ROUNDING"),
+        (measurement(-1.0, 2.0), "ASCENT"),
+        (measurement(-1.0, -2.0), "ASCENT"),
+        (measurement(1.0, -2.0), "NO_CURVATURE"),
+        (measurement(1.0, 0.0, noise=0.0), "NO_CURVATURE"),
+        (measurement(1.0, 1e-7), "NO_CURVATURE"),
+        (measurement(1.0, 2.0, r_squared=0.98), "POOR_FIT"),
+        (measurement(1.0, 2.0, r_squared=0.991), "ACCEPTED"),
+    ],
+)
+def test_verdicts(measured, status):
+    verdict = _control.judge(measured, jnp.array(True))
+    assert ProbeStatus(int(verdict)).name == status
+    assert verdict.dtype == jnp.int32
+    assert _control.judge(measured, jnp.array(False)) == ProbeStatus.NOT_FINITE  # a step that holds NaN
+
+
+@pytest.mark.parametrize("smooth", ["learning_rate", "log", "coefficients"])
+@pytest.mark.parametrize("gamma", [0.0, 0.9])
+@pytest.mark.parametrize("max_change", [None, 2.0])
+@hypothesis.given(
+    log_ratio=st.floats(-2, 2), sigma=st.floats(0.5, 2), log_rate=st.floats(-12, 6), log_loss=st.floats(-20, 20)
+)
+def test_target_and_smoothing(smooth, gamma, max_change, log_ratio, sigma, log_rate, log_loss):
+    """The formulas of DESIGN in float64; the first probe of "coefficients" is bias-corrected: the bare ratio."""
+    rate, curvature = 10.0**log_rate, 10.0**log_loss
+    hypothesis.assume(1e-36 < curvature / rate**2 < 1e36)
+    slope = curvature * 10.0**log_ratio
+    target = rate * sigma * slope / curvature
+    if max_change is not None:
+        target = np.clip(target, rate / max_change, rate * max_change)
+    expected = {
+        "learning_rate": gamma * rate + (1 - gamma) * target,
+        "log": rate**gamma * target ** (1 - gamma),
+        "coefficients": target,
+    }[smooth]
+    run = rate_after(smooth, gamma, max_change)
+    found, _ = run(
+        *(jnp.float32(x) for x in (slope, curvature, rate, sigma)), ZEROS if smooth == "coefficients" else ()
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+ZEROS = _control.Averages(jnp.zeros(()), jnp.zeros(()))
+
+
+@functools.cache
+def rate_after(smooth, gamma, max_change, independent=False):
+    def run(slope, curvature, rate, sigma, averages, own_slope=jnp.inf):
+        measured = Measurement(jnp.ones(()), slope, curvature, jnp.ones(()), jnp.zeros(()), jnp.ones(()), own_slope)
+        rule = _control.Rule(gamma, smooth, max_change, sigma, 1, None, None, False)
+        status = _control.judge(measured, jnp.array(True))
+        return _control.advance(rule, rate, averages, jnp.int32(9), measured, rate, status, independent)
+
+    return jax.jit(run)
+
+
+def test_coefficients_are_averaged_per_unit_of_rate():
+    """Measurements at changing rates: moving averages of b and A in float64, whose ratio is the rate."""
+    rng = np.random.default_rng(0)
+    gamma, rate, averages, m_b, m_a = 0.8, 0.3, ZEROS, 0.0, 0.0
+    for _ in range(20):
+        b, a = rng.uniform(1, 3), rng.uniform(1, 3)
+        m_b, m_a = gamma * m_b + (1 - gamma) * b, gamma * m_a + (1 - gamma) * a
+        rate, averages = rate_after("coefficients", gamma, None)(
+            jnp.float32(b * rate), jnp.float32(a * rate**2), jnp.float32(rate), jnp.float32(1.5), averages
+        )
+        rate = float(rate)
+        np.testing.assert_allclose(rate, 1.5 * m_b / m_a, rtol=1e-5)
+    np.testing.assert_allclose(averages, (m_b, m_a), rtol=1e-5)
+
+
+@pytest.mark.parametrize("status", [s for s in ProbeStatus if s not in (ProbeStatus.NONE, ProbeStatus.ACCEPTED)])
+@pytest.mark.parametrize("smooth", ["learning_rate", "log", "coefficients"])
+@pytest.mark.parametrize("independent", [False, True])
+def test_only_an_accepted_fit_moves_the_rate(status, smooth, independent):
+    """... but for an overshoot, and, on an independent batch, an ascent and a missing curvature."""
+    measured = {
+        "NOT_FINITE": measurement(np.nan, np.nan),
+        "OVERSHOOT": measurement(np.nan, np.nan, end_value=np.nan),
+        "BELOW_ROUNDING": measurement(1e-8, 1e-8),
+        "ASCENT": measurement(-1.0, 1.0),
+        "NO_CURVATURE": measurement(1.0, -1.0),
+        "POOR_FIT": measurement(1.0, 100.0, r_squared=0.5),
+    }[status.name]
+    averages = _control.Averages(jnp.float32(10.0), jnp.float32(200.0)) if smooth == "coefficients" else ()
+    rate, new, found = next_rate(
+        measured, 0.1, independent=independent, averages=averages, smooth=smooth, max_change=4.0
+    )
+    assert found == status
+    assert new == averages
+    expected = {"OVERSHOOT": 0.01}
+    if independent:
+        expected |= {"ASCENT": 0.1 / 4, "NO_CURVATURE": 0.1 * 4}
+    np.testing.assert_allclose(rate, expected.get(status.name, 0.1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("smooth", ["learning_rate", "log", "coefficients"])
+@pytest.mark.parametrize("step_size", [1e-4, 0.1, 10.0])
+def test_the_minimum_on_the_own_batch_limits_the_target(smooth, step_size):
+    """sigma b h = 4 against b_own h = 3 with A h^2 = 2: 3 / 2, in units of the present rate, whatever h."""
+    averages = ZEROS if smooth == "coefficients" else ()
+    arguments = {"step_size": step_size, "independent": True, "averages": averages, "smooth": smooth, "sigma": 2.0}
+    assert next_rate(measurement(2.0, 2.0), **arguments)[0] == pytest.approx(0.1 * 2)
+    assert next_rate(measurement(2.0, 2.0, own_slope=3.0), **arguments)[0] == pytest.approx(0.1 * 1.5)
+
+
+@pytest.mark.parametrize("smooth", ["learning_rate", "log", "coefficients"])
+@pytest.mark.parametrize("max_change", [None, 4.0])
+@pytest.mark.parametrize("own_slope", [0.0, -1e-3, -50.0])
+def test_a_step_uphill_on_its_own_batch_lowers_the_rate_like_an_ascent(smooth, max_change, own_slope):
+    """It must never become NaN, negative or 0, which means unknown."""
+    averages = ZEROS if smooth == "coefficients" else ()
+    rate, _, status = next_rate(
+        measurement(2.0, 2.0, own_slope=own_slope),
+        independent=True,
+        averages=averages,
+        smooth=smooth,
+        max_change=max_change,
+        smoothing=0.5,
+    )
+    assert status == ProbeStatus.ACCEPTED
+    target = 1 / (2.0 if max_change is None else max_change)
+    expected = {"learning_rate": (1 + target) / 2, "log": target**0.5, "coefficients": target}
+    assert rate == pytest.approx(0.1 * expected[smooth])
+
+
+@hypothesis.given(
+    slope=st.floats(width=32, allow_nan=False),
+    curvature=st.floats(width=32),
+    own_slope=st.floats(width=32, allow_nan=False),
+    rate=st.floats(2.0**-120, 2.0**120, width=32),
+    settings=st.tuples(
+        st.sampled_from(["learning_rate", "log", "coefficients"]),
+        st.sampled_from([0.0, 0.9]),
+        st.sampled_from([None, 2.0]),
+        st.booleans(),
+    ),
+)
+@hypothesis.settings(max_examples=300)
+def test_no_measurement_whatever_breaks_the_rate(slope, curvature, own_slope, rate, settings):
+    """Finite and positive after any measurement, and after the next one; averages finite."""
+    run = rate_after(*settings)
+    averages = ZEROS if settings[0] == "coefficients" else ()
+    rate = jnp.float32(rate)
+    for _ in range(2):
+        rate, averages = run(
+            jnp.float32(slope), jnp.float32(curvature), rate, jnp.float32(1.0), averages, jnp.float32(own_slope)
+        )
+        assert 0 < rate < np.inf
+        assert all(np.isfinite(averages))
+
+
+def test_a_vanishing_curvature_does_not_send_the_rate_to_infinity():
+    """b / A beyond the range of float32 is no minimum in sight, also where no clamp is set."""
+    rate, _, _ = next_rate(measurement(1e20, 1e-25, noise=0.0))
+    assert rate == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("smooth", ["learning_rate", "log", "coefficients"])
+def test_bounds(smooth):
+    averages = ZEROS if smooth == "coefficients" else ()
+    bounds = {"min_learning_rate": 0.05, "max_learning_rate": 0.2, "averages": averages, "smooth": smooth}
+    assert next_rate(measurement(100.0, 1.0), **bounds)[0] == np.float32(0.2)
+    assert next_rate(measurement(0.01, 1.0), **bounds)[0] == np.float32(0.05)
+    assert next_rate(measurement(np.nan, np.nan, end_value=np.nan), **bounds)[0] == np.float32(0.05)
+    assert next_rate(measurement(np.nan, np.nan), 0.1, **bounds)[0] == np.float32(0.1)
+    assert next_rate(measurement(1.0, 1.0), 3.0, **bounds)[0] == np.float32(0.2)
+
+
+def numpy_algorithm_1(params, x, y, steps, rate, every, gamma, momentum, horizon=None):
+    """Algorithm 1 in float64: the rates after each step. Decay outside the smoothing."""
+    w, velocity, rates = params, [np.zeros_like(p) for p in params], []
+    for t in range(steps):
+        loss, gradient = numpy_network_loss(w, x, y)
+        velocity = [momentum * v + g for v, g in zip(velocity, gradient, strict=True)]
+        if (t + 1) % every == 0:
+            plus, minus = (
+                numpy_network_loss([p - s * rate * v for p, v in zip(w, velocity, strict=True)], x, y)[0]
+                for s in (1, -1)
+            )
+            slope, curvature = (minus - plus) / 2, plus - 2 * loss + minus
+            if curvature > 0 and slope > 0:
+                rate = gamma * rate + (1 - gamma) * rate / 2 * (minus - plus) / curvature
+        rates.append(rate)
+        scale = 1.0 if horizon is None else max(0.0, 1 - t / horizon)
+        w = [p - scale * rate * v for p, v in zip(w, velocity, strict=True)]
+    return np.array(rates), w
+
+
+@pytest.mark.parametrize(("every", "gamma", "horizon"), [(8, 0.9, None), (1, 0.9, 50), (3, 0.5, 30), (2, 0.0, None)])
+def test_algorithm_1_over_50_steps(every, gamma, horizon):
+    """The smoothed rate and the parameters of a network, against float64 NumPy; also beyond the horizon."""
+    params, batch = network()
+    x, y = (np.asarray(batch[k], np.float64) for k in "xy")
+    rates, w = numpy_algorithm_1(flat(params), x, y, 50, 1e-3, every, gamma, 0.9, horizon)
+    options = dict(
+        init_learning_rate=1e-3,
+        every=every,
+        smoothing=gamma,
+        smooth="learning_rate",
+        max_change=None,
+        sigma=1.0,
+        num_steps=horizon,
+    )
+    with jax.enable_x64(True):
+        params, batch = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), (params, batch))
+        for probe in (gen_optax.finite_difference(), gen_optax.finite_difference(batching="map")):
+            tx = optax.chain(optax.sgd(1.0, 0.9), gen_optax.scale_by_gen(probe=probe, **options))
+            found, _, _, states = train(tx, params, network_loss, 50, **batch)
+            np.testing.assert_allclose(gen_state(states).learning_rate, rates, rtol=1e-6)
+            for a, b in zip(flat(found), w, strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
+    assert rates[-1] > 2e-3
+
+
+def test_algorithm_1_in_float32():
+    params, batch = network()
+    x, y = (np.asarray(batch[k], np.float64) for k in "xy")
+    rates, _ = numpy_algorithm_1(flat(params), x, y, 50, 1e-2, 8, 0.9, 0.9)
+    tx = gen_optax.gen_sgd(
+        0.9,
+        init_learning_rate=1e-2,
+        probe=gen_optax.finite_difference(),
+        every=8,
+        smoothing=0.9,
+        smooth="learning_rate",
+        max_change=None,
+        sigma=1.0,
+    )
+    _, _, _, states = train(tx, params, network_loss, 50, **batch)
+    np.testing.assert_allclose(gen_state(states).learning_rate, rates, rtol=1e-2)
+
+
+def test_exact_line_search_steepest_descent():
+    """SGD, exact probes at every step, gamma = 0: the trajectory of steepest descent in float64."""
+    problem = random_quadratic(3, condition=10.0)
+    w = np.zeros(6)
+    trajectory = []
+    for _ in range(15):
+        g = problem.gradient(w)
+        w = w - g @ g / (g @ problem.hessian @ g) * g
+        trajectory.append(problem.value(w))
+    tx = gen_optax.gen_sgd(
+        init_learning_rate=1.0,
+        probe=gen_optax.exact(),
+        every=1,
+        smoothing=0.0,
+        smooth="learning_rate",
+        max_change=None,
+        sigma=1.0,
+    )
+    with jax.enable_x64(True):
+        found, _, losses, _ = train(tx, jnp.zeros(6), problem.value_fn, 15)
+    np.testing.assert_allclose(losses[1:], trajectory[:-1], rtol=1e-8)
+    np.testing.assert_allclose(found, w, rtol=1e-8)
+
+
+@pytest.mark.parametrize("decay", [None, optax.cosine_decay_schedule(1.0, 10), lambda count: 0.5])
+def test_the_decay_stays_outside_the_smoothing(decay):
+    """Updates of 1, a rate that no probe moves: what is applied is eta s(t), from 1 to 0, and 0 ever after."""
+    schedule = (lambda t: max(0.0, 1 - t / 10)) if decay is None else decay
+    tx = gen_optax.scale_by_gen(0.5, gen_optax.exact(), num_steps=10, decay=decay)
+    state = tx.init(jnp.zeros(()))
+    update = jax.jit(lambda s: tx.update(jnp.ones(()), s, jnp.zeros(()), value_fn=lambda w: 0 * w))
+    for t in range(13):
+        updates, state = update(state)
+        np.testing.assert_allclose(updates, 0.5 * float(schedule(t)), rtol=1e-6, atol=1e-7)
+        np.testing.assert_array_equal(state.applied_learning_rate, updates)
+        assert state.learning_rate == 0.5
+
+
+def test_the_last_counts_do_not_wrap_around():
+    tx = gen_optax.scale_by_gen(0.5, gen_optax.exact(), num_steps=10)
+    last = np.iinfo(np.int32).max
+    state = tx.init(jnp.zeros(()))._replace(count=jnp.int32(last))
+    updates, state = tx.update(jnp.ones(()), state, jnp.zeros(()), value_fn=lambda w: 0 * w)
+    assert updates == 0
+    assert state.count == last
+
+
+@pytest.mark.parametrize("log_scale", [-12, -6, 0, 6, 12])
+@pytest.mark.parametrize("offset", [0.0, 3.0])
+def test_cold_start_at_every_scale(log_scale, offset):
+    """A first rate below the minimiser, although gradients (and so the right rates) span 24 orders of magnitude."""
+    problem = random_quadratic(0)
+    w = problem.centre + 1.0
+    u = -problem.gradient(w) * 10.0**log_scale
+    slope, curvature = problem.slope_and_curvature(w, u)
+    rate = first_rate(*(jnp.asarray(x, jnp.float32) for x in (problem.hessian, problem.centre, offset, w, u)))
+    assert 1e-4 < rate / (slope / curvature) <= 1
+
+
+@jax.jit
+def first_rate(hessian, centre, offset, w, u):
+    def value_fn(w):
+        return 0.5 * (w - centre) @ (hessian @ (w - centre)) + offset
+
+    tx = gen_optax.scale_by_gen(probe=gen_optax.exact(), smoothing=0.99, sigma=1.0)
+    return tx.update(u, tx.init(w), w, value_fn=value_fn)[1].learning_rate
+
+
+@pytest.mark.parametrize("probe", [gen_optax.exact(), gen_optax.finite_difference(), gen_optax.retrospective()])
+@pytest.mark.parametrize("direction", ["zero", "ascent", "NaN"])
+def test_cold_start_waits_for_a_direction_that_descends(probe, direction):
+    """No step before a rate is known, the search at each call until then, and training after it."""
+    w = jnp.array([1.0, -2.0])
+    tx = gen_optax.scale_by_gen(probe=probe)
+    update = jax.jit(
+        lambda u, s, w: tx.update(u, s, w, value=jnp.sum(w**2), grad=2 * w, value_fn=lambda w: jnp.sum(w**2))
+    )
+    state = tx.init(w)
+    bad = {"zero": 0 * w, "ascent": w, "NaN": w * jnp.nan}[direction]
+    for _ in range(3):
+        updates, state = update(bad, state, w)
+        assert state.learning_rate == 0
+        if direction != "NaN":
+            np.testing.assert_array_equal(updates, 0)
+    for _ in range(100):
+        updates, state = update(-2 * w, state, w)
+        w = optax.apply_updates(w, updates)
+    assert jnp.sum(w**2) < 0.5
+    assert 0 < state.learning_rate < 2
+
+
+def test_cold_start_respects_bounds():
+    w = jnp.ones(2)
+    for bounds, low, high in (({"max_learning_rate": 1e-6}, 0.99e-6, 1.01e-6), ({"min_learning_rate": 0.9}, 0.89, 1.0)):
+        tx = gen_optax.scale_by_gen(probe=gen_optax.exact(), **bounds)
+        _, state = jax.jit(lambda w, tx=tx: tx.update(-w, tx.init(w), w, value_fn=lambda w: jnp.sum(w**2)))(w)
+        assert low <= state.learning_rate <= high
+
+
+def test_cold_start_survives_a_cliff():
+    """A loss that is NaN beyond a tenth of the minimiser: the first rate stays on this side."""
+
+    def value_fn(w):
+        return jnp.where(jnp.abs(w - 1) < 0.1, jnp.sum(w**2), jnp.nan)
+
+    w = jnp.ones(())
+    tx = gen_optax.scale_by_gen(probe=gen_optax.exact())
+    _, state = jax.jit(lambda w: tx.update(-2 * w, tx.init(w), w, value_fn=value_fn))(w)
+    assert 0 < state.learning_rate < 0.05

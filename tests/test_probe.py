@@ -1,0 +1,384 @@
+"""The probes: b h and A h^2 against float64 NumPy, at every learning rate and loss scale."""
+
+import functools
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import (
+    PROBES,
+    Quadratic,
+    flat,
+    gen_state,
+    jitted_update,
+    network,
+    network_loss,
+    numpy_network_loss,
+    one_probe,
+    random_quadratic,
+)
+
+import gen_optax
+from gen_optax import ProbeStatus
+
+LOOKING_AHEAD = {name: probe for name, probe in PROBES.items() if name != "retrospective"}
+
+
+@functools.cache
+def quadratic_probe(probe, known):
+    """A jitted probe at a known rate of a quadratic given as arrays: compiled once for all examples."""
+
+    def run(hessian, centre, offset, w, u, rate):
+        def value_fn(w):
+            return 0.5 * (w - centre) @ (hessian @ (w - centre)) + offset
+
+        tx = gen_optax.scale_by_gen(
+            rate, probe, every=1, smoothing=0.0, smooth="learning_rate", max_change=None, sigma=1.0
+        )
+        extra = {}
+        if known:
+            extra["value"], extra["grad"] = jax.value_and_grad(value_fn)(w)
+        return tx.update(u, tx.init(w), w, value_fn=value_fn, **extra)
+
+    return jax.jit(run)
+
+
+def probed(probe, problem, w, u, rate, known=True):
+    as_float32 = [jnp.asarray(x, jnp.float32) for x in (problem.hessian, problem.centre, problem.offset, w, u, rate)]
+    return quadratic_probe(probe, known)(*as_float32)[1]
+
+
+@pytest.mark.parametrize("name", LOOKING_AHEAD)
+@hypothesis.given(seed=st.integers(0, 10_000), log_ratio=st.floats(-0.5, 0.5))
+def test_finds_the_minimizer_of_quadratics(name, seed, log_ratio):
+    """eta* to 1e-4 in float32, from a rate within a factor of 3; the rate follows it at once when gamma = 0."""
+    problem = random_quadratic(seed, condition=10.0)
+    w = np.random.default_rng(seed).normal(size=6).astype(np.float32)
+    u = -problem.gradient(w)
+    slope, curvature = problem.slope_and_curvature(w, u)
+    state = probed(LOOKING_AHEAD[name], problem, w, u, 10.0**log_ratio * slope / curvature)
+    np.testing.assert_allclose(state.learning_rate, slope / curvature, rtol=1e-4)
+    np.testing.assert_allclose(state.info.optimal_learning_rate, slope / curvature, rtol=1e-4)
+    np.testing.assert_allclose(state.info.slope, slope, rtol=1e-4)
+    np.testing.assert_allclose(state.info.curvature, curvature, rtol=1e-4)
+    np.testing.assert_allclose(state.info.value, problem.value(w), rtol=1e-5)
+    assert state.info.status == ProbeStatus.ACCEPTED
+
+
+@pytest.mark.parametrize("name", ["three points", "map", "five points", "exact"])
+@pytest.mark.parametrize("known", [True, False])
+def test_newton_raphson_has_rate_one(name, known):
+    """With u = -H^-1 G, eta* = 1."""
+    for seed in range(5):
+        problem = random_quadratic(seed, condition=30.0)
+        w = problem.centre + np.random.default_rng(seed).normal(size=6)
+        u = -np.linalg.solve(problem.hessian, problem.gradient(w))
+        state = probed(LOOKING_AHEAD[name], problem, w, u, 0.5, known)
+        np.testing.assert_allclose(state.learning_rate, 1.0, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", LOOKING_AHEAD)
+@pytest.mark.parametrize("log_rate", [-12, -9, -6, -3, 0, 3, 6])
+@pytest.mark.parametrize("log_loss", [-30, 0, 30])
+def test_every_learning_rate_and_loss(name, log_rate, log_loss):
+    """eta* of 1e-12 to 1e6, losses of 1e-30 to 1e30: the rate found from half of it is right."""
+    # The step is along -w / 4, so the loss is least at w - 4 w / 4: eta* = 4 in units of the step's size.
+    rate = 10.0**log_rate
+    w = jnp.ones(3)
+    problem = Quadratic(10.0**log_loss * np.diag([1.0, 2.0, 4.0]), np.zeros(3))
+    state = probed(LOOKING_AHEAD[name], problem, w, -w / 4 / rate, 2 * rate)
+    assert state.info.status == ProbeStatus.ACCEPTED
+    np.testing.assert_allclose(state.learning_rate, 4 * rate, rtol=1e-4)
+
+
+@pytest.mark.parametrize("log_rate", range(-12, 7, 2))
+def test_exact_has_no_radius(log_rate):
+    """Any present rate: the minimiser at 4 is found from 1e-12 and from 1e6."""
+    w = jnp.ones(3)
+    state = probed(gen_optax.exact(), Quadratic(np.eye(3), np.zeros(3)), w, -w / 4, 10.0**log_rate)
+    np.testing.assert_allclose(state.learning_rate, 4.0, rtol=1e-5)
+
+
+def test_a_rate_of_1e6_where_the_loss_is_finite_comes_down():
+    """Three points 250 000 times too far away still say where the minimum lies, to their rounding."""
+    w = jnp.ones(3)
+    for name, probe in LOOKING_AHEAD.items():
+        state, _ = one_probe(
+            probe, lambda w: jnp.sum(w**2), w, -w / 4, 1e6, value=jnp.sum(w**2), grad=2 * w, max_change=2.0
+        )
+        assert state.learning_rate == 5e5, name
+
+
+@pytest.mark.parametrize("candidates", [(-1.0, 0.0, 1.0), (-2.0, -0.5, 0.5, 1.0, 2.0), (1.0, 0.0, 3.0, 2.0)])
+@pytest.mark.parametrize("batching", ["vmap", "map"])
+@pytest.mark.parametrize("known", [True, False])
+def test_finite_differences_on_a_network(candidates, batching, known):
+    """Far from quadratic, at a large radius: the least-squares parabola of the losses in float64 NumPy."""
+    params, batch = network()
+    x, y = (np.asarray(batch[k], np.float64) for k in "xy")
+    value, grads = jax.value_and_grad(network_loss)(params, **batch)
+    u, w, h = jax.tree.map(jnp.negative, grads), flat(params), 0.4
+    losses = [numpy_network_loss([p + c * h * v for p, v in zip(w, flat(u), strict=True)], x, y)[0] for c in candidates]
+    c2, c1, _ = np.polyfit(h * np.array(candidates), losses, 2)
+    state, _ = one_probe(
+        gen_optax.finite_difference(candidates, batching),
+        functools.partial(network_loss, **batch),
+        params,
+        u,
+        h,
+        value=value if known else None,
+    )
+    np.testing.assert_allclose([state.info.slope, state.info.curvature], [-c1, 2 * c2], rtol=1e-4)
+    np.testing.assert_allclose(state.info.optimal_learning_rate, -c1 / (2 * c2), rtol=1e-4)
+
+
+def test_free_slope_on_a_network():
+    """b = -<G, u> with G by hand, and A from L_c = L_0 - b c h + A (c h)^2 / 2."""
+    params, batch = network()
+    x, y = (np.asarray(batch[k], np.float64) for k in "xy")
+    value, grads = jax.value_and_grad(network_loss)(params, **batch)
+    u = jax.tree.map(lambda g: -jnp.sign(g), grads)
+    w, h = flat(params), 0.05
+    loss_0, gradient = numpy_network_loss(w, x, y)
+    slope = -sum(np.sum(g * v) for g, v in zip(gradient, flat(u), strict=True))
+
+    def bend(c):
+        moved = [p + c * h * v for p, v in zip(w, flat(u), strict=True)]
+        return numpy_network_loss(moved, x, y)[0] - loss_0 + slope * c * h
+
+    for candidates in ((0.0, 1.0), (2.0,), (0.5, 1.0), (-1.0, 1.0)):
+        t = np.array([c for c in candidates if c])
+        curvature = 2 * sum(t**2 * [bend(c) for c in t]) / sum(t**4) / h**2
+        probe = gen_optax.finite_difference(candidates, free_slope=True)
+        for known in (value, None):
+            loss_fn = functools.partial(network_loss, **batch)
+            state, _ = one_probe(probe, loss_fn, params, u, h, value=known, grad=grads)
+            np.testing.assert_allclose(state.info.slope, slope, rtol=1e-5)
+            np.testing.assert_allclose(state.info.curvature, curvature, rtol=1e-3)
+
+
+def test_a_second_point_checks_the_free_slope():
+    """A slope of three times the right one (of another batch, say) is not believed."""
+    w = jnp.ones(3)
+    two_points = gen_optax.finite_difference((0.0, 0.5, 1.0), free_slope=True)
+    arguments = (lambda w: jnp.sum(w**2), w, -w, 0.5)
+    right, _ = one_probe(two_points, *arguments, value=3.0, grad=2 * w)
+    wrong, _ = one_probe(two_points, *arguments, value=3.0, grad=6 * w)
+    assert right.info.status == ProbeStatus.ACCEPTED
+    np.testing.assert_allclose(right.info.r_squared, 1.0, atol=1e-6)
+    assert wrong.info.status == ProbeStatus.POOR_FIT
+    assert wrong.learning_rate == 0.5
+
+
+def test_r_squared_of_five_points_is_checked_and_of_three_is_not():
+    """A loss with a kink: no parabola through five points, always one through three."""
+
+    def value_fn(w):
+        return jnp.abs(w - 0.4) + 0.01 * w**2
+
+    w, u = jnp.zeros(()), jnp.ones(())
+    five, _ = one_probe(gen_optax.finite_difference((-1.0, -0.5, 0.0, 0.5, 1.0)), value_fn, w, u, 1.0)
+    three, _ = one_probe(gen_optax.finite_difference(), value_fn, w, u, 1.0)
+    x = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
+    losses = np.abs(x - 0.4) + 0.01 * x**2
+    residual = losses - np.polyval(np.polyfit(x, losses, 2), x)
+    r_squared = 1 - np.sum(residual**2) / np.sum((losses - losses.mean()) ** 2)
+    assert r_squared < 0.99
+    np.testing.assert_allclose(five.info.r_squared, r_squared, atol=1e-5)
+    assert five.info.status == ProbeStatus.POOR_FIT
+    assert five.learning_rate == 1.0
+    assert three.info.status == ProbeStatus.ACCEPTED
+
+
+@pytest.mark.parametrize("name", ["three points", "map", "five points", "free slope"])
+def test_abstains_below_the_rounding_of_the_loss(name):
+    """L = 1e4 + sum(w^2): rounding 1e-3. A change of 1e-4 is not read, one of 100 is."""
+
+    def value_fn(w):
+        return jnp.sum(w**2) + 1e4
+
+    w = jnp.full(4, 5.0)
+    extra = {"value": value_fn(w), "grad": 2 * w}
+    blind, _ = one_probe(LOOKING_AHEAD[name], value_fn, w, -2 * w, 5e-7, **extra)
+    seeing, _ = one_probe(LOOKING_AHEAD[name], value_fn, w, -2 * w, 0.25, **extra)
+    # With a known slope it is the curvature that drowns.
+    drowned = ProbeStatus.NO_CURVATURE if name == "free slope" else ProbeStatus.BELOW_ROUNDING
+    assert blind.info.status in (ProbeStatus.BELOW_ROUNDING, drowned)
+    assert blind.learning_rate == np.float32(5e-7)
+    assert seeing.info.status == ProbeStatus.ACCEPTED
+    np.testing.assert_allclose(seeing.learning_rate, 0.5, rtol=1e-3)
+
+
+@hypothesis.given(st.integers(0, 1000))
+def test_the_noise_of_a_plateau_never_looks_like_a_parabola(seed):
+    """Losses that differ in the last place only: whatever the sum of the noise, the probe abstains."""
+    rng = np.random.default_rng(seed)
+    value = 10.0 ** rng.uniform(-20, 20)
+    ulps = np.float32(value) * (1 + np.finfo(np.float32).eps * rng.integers(-1, 2, size=3).astype(np.float32))
+
+    state = plateau(jnp.asarray(ulps, jnp.float32))
+    assert state.info.status == ProbeStatus.BELOW_ROUNDING
+    assert state.learning_rate == 1
+
+
+@jax.jit
+def plateau(losses):
+    def value_fn(w):
+        return jnp.interp(w, jnp.array([-1.0, 0.0, 1.0]), losses)
+
+    return one_probe(gen_optax.finite_difference(), value_fn, jnp.zeros(()), jnp.ones(()), 1.0)[0]
+
+
+def test_a_coarse_loss_is_judged_by_its_own_rounding():
+    """A bfloat16 loss changes in steps of 2^-8: one such step is noise, although exact in float32."""
+
+    def value_fn(w):
+        return (1 + w).astype(jnp.bfloat16)
+
+    w, u = jnp.zeros(()), -jnp.ones(())
+    state, _ = one_probe(gen_optax.finite_difference(), value_fn, w, u, 2.0**-7)
+    assert state.info.status == ProbeStatus.BELOW_ROUNDING
+    # The same holds where only the value that was handed in is coarse.
+    fine = functools.partial(one_probe, gen_optax.finite_difference(), lambda w: 1 + w, w, u, 2.0**-7)
+    assert fine()[0].info.status == ProbeStatus.NO_CURVATURE
+    assert fine(value=jnp.ones((), jnp.bfloat16))[0].info.status == ProbeStatus.BELOW_ROUNDING
+
+
+@pytest.mark.parametrize("known", [True, False])
+@hypothesis.given(seed=st.integers(0, 1000))
+def test_retrospective_judges_the_last_step_on_the_present_batch(known, seed):
+    """Two quadratics: the step is taken on one and judged on the other, where the algebra is exact."""
+    own, present = random_quadratic(seed, condition=10.0), random_quadratic(seed + 1, condition=10.0)
+    rng = np.random.default_rng(seed)
+    w, h = rng.normal(size=6).astype(np.float32), 0.1
+    u = rng.normal(size=6).astype(np.float32)
+    state, reached = two_steps(known)(
+        *(jnp.asarray(x, jnp.float32) for x in (own.hessian, own.centre, present.hessian, present.centre, w, u))
+    )
+    step = np.asarray(reached, np.float64) - w
+    np.testing.assert_allclose(step, h * u, rtol=1e-3, atol=1e-6)
+    slope, curvature = present.slope_and_curvature(w, step)
+    scale = present.value(w) + present.value(reached)
+    np.testing.assert_allclose(state.info.value, present.value(w), rtol=1e-5)
+    np.testing.assert_allclose(h * state.info.slope, slope, atol=3e-6 * scale)
+    np.testing.assert_allclose(h * h * state.info.curvature, curvature, atol=3e-6 * scale)
+    assert state.info.num_probes == 1  # at the first call there is nothing to look back on
+
+
+@functools.cache
+def two_steps(known):
+    def run(own_hessian, own_centre, hessian, centre, w, u):
+        def loss(hessian, centre, w):
+            return 0.5 * (w - centre) @ (hessian @ (w - centre))
+
+        tx = gen_optax.scale_by_gen(0.1, gen_optax.retrospective(), every=1)
+        state = tx.init(w)
+        for value_fn in (functools.partial(loss, own_hessian, own_centre), functools.partial(loss, hessian, centre)):
+            value, grad = jax.value_and_grad(value_fn)(w)
+            extra = {"value": value, "grad": grad} if known else {}
+            updates, state = tx.update(u, state, w, value_fn=value_fn, **extra)
+            old, w = w, optax.apply_updates(w, updates)
+        return state, old
+
+    return jax.jit(run)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_retrospective_never_aims_beyond_the_minimum_on_the_steps_own_batch(known):
+    """Same batch twice: 2 b / A is where a step gains nothing; the aim is b / A, the minimum."""
+    w, rate = jnp.ones(3), 0.1
+
+    def value_fn(w):
+        return jnp.sum(w**2)
+
+    tx = gen_optax.scale_by_gen(
+        rate, gen_optax.retrospective(), every=1, smoothing=0.0, smooth="learning_rate", max_change=None, sigma=2.0
+    )
+    update = jitted_update(tx, value_fn)
+    state = tx.init(w)
+    for _ in range(2):
+        value, grad = jax.value_and_grad(value_fn)(w)
+        extra = {"value": value, "grad": grad} if known else {}
+        updates, state = update(-2 * w, state, w, **extra)
+        w = optax.apply_updates(w, updates)
+    np.testing.assert_allclose(state.learning_rate, 0.5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_what_retrospective_keeps(dtype):
+    """The parameters that the last step started from, in their own dtype, and one scalar."""
+    w = {"a": jnp.ones(3, dtype), "n": jnp.arange(2)}
+    tx = gen_optax.scale_by_gen(0.1, gen_optax.retrospective())
+    state = tx.init(w)
+    updates = {"a": jnp.ones(3, dtype), "n": jnp.zeros(2, jnp.int32)}
+    _, new = jitted_update(tx, lambda w: jnp.sum(w["a"].astype(jnp.float32) ** 2))(updates, state, w)
+    for s in (state, new):
+        jax.tree.map(np.testing.assert_array_equal, s.memory.params, w)
+        assert s.memory.params["a"].dtype == dtype
+        assert s.memory.slope.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("probe", [gen_optax.finite_difference(independent=True), gen_optax.exact(independent=True)])
+def test_an_independent_probe_judges_the_step_as_applied(probe):
+    """Half-way through the horizon the step is h = eta / 2, and the target sigma b / (A h) times eta."""
+    w = jnp.ones(3)
+    tx = gen_optax.scale_by_gen(
+        0.25, probe, every=1, smoothing=0.0, smooth="learning_rate", max_change=None, sigma=2.0, num_steps=2
+    )
+    state = tx.init(w)._replace(count=jnp.int32(1))
+    updates, state = jitted_update(tx, lambda w: jnp.sum(w**2))(-2 * w, state, w)
+    # b = 12, A = 24, h = 0.125: 2 b / (A h) = 8.
+    np.testing.assert_allclose(state.learning_rate, 0.25 * 8, rtol=1e-5)
+    np.testing.assert_allclose(updates, -2 * w * 0.25 * 8 / 2, rtol=1e-5)
+    np.testing.assert_allclose(state.info.optimal_learning_rate, 0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"candidates": (0.0, 1.0)}, r"three distinct candidates, got \(0\.0, 1\.0\).*free_slope=True"),
+        ({"candidates": (0.0, 1.0, 1.0)}, "three distinct"),
+        ({"candidates": (0.0,), "free_slope": True}, "point other than 0"),
+        ({"candidates": (0.0, 1.0, np.inf)}, r"finite multiples.*inf"),
+        ({"batching": "scan"}, r'"vmap" or "map", got \'scan\''),
+        ({"free_slope": True, "independent": True}, "Choose one"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        gen_optax.finite_difference(**arguments)
+
+
+def test_free_slope_says_that_it_needs_the_gradient():
+    w = jnp.ones(3)
+    with pytest.raises(ValueError, match=r"free_slope=True\) needs grad"):
+        one_probe(gen_optax.finite_difference(free_slope=True), lambda w: jnp.sum(w**2), w, -w)
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_probes_are_values(name):
+    """Hashable and comparable, as jit's static arguments want them, and readable when printed."""
+    probe = PROBES[name]
+    assert hash(probe) == hash(eval(repr(probe), {**vars(gen_optax), **vars(gen_optax._probe)}))
+    assert probe == eval(repr(probe), vars(gen_optax._probe))
+
+
+def test_the_clipped_gradient_is_not_the_slope():
+    """In a chain the raw gradient goes in as grad; the direction is clipped, the slope is right."""
+    w = jnp.array([30.0, 40.0])
+
+    def value_fn(w):
+        return jnp.sum(w**2) / 2
+
+    tx = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.sgd(1.0),
+        gen_optax.scale_by_gen(1.0, gen_optax.finite_difference(free_slope=True), every=1),
+    )
+    _, state = jitted_update(tx, value_fn)(w, tx.init(w), w, value=value_fn(w), grad=w)
+    np.testing.assert_allclose(gen_state(state).info.slope, 50.0, rtol=1e-5)
+    np.testing.assert_allclose(gen_state(state).info.curvature, 1.0, rtol=1e-2)
