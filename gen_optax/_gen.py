@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gen_optax import _company, _control, _fit, _loss, _probe
+from gen_optax import _axes, _company, _control, _fit, _loss, _probe
 from gen_optax._control import ProbeStatus
 
 
@@ -82,22 +82,32 @@ def scale_by_gen(
     (or another average, see `smooth`), and otherwise stays. The updates are multiplied by :math:`\eta_t s(t)`, with
     `s` a decay from 1 to 0 over `num_steps`.
 
+    On the batch that the step was computed from, `b` flatters the step. The default probe therefore judges the previous
+    step `h u`, as it was applied, on the present batch, and puts
+    :math:`\eta_{t-1} \min(b_{own}, \sigma b) / (A h)` for :math:`\sigma\eta^*`. With :math:`\sigma = 2` that rests where
+    steps stop making progress on a fresh batch, :math:`b h = A h^2 / 2`; a fresh batch that the step made worse lowers the
+    rate as far as `max_change` allows.
+
     Put it last in a chain, after a base optimizer of learning rate 1: the direction that is probed is then the one that
     is applied. Algorithm 1 of the paper, to the letter, is `scale_by_gen(init_learning_rate=1e-3,
     probe=finite_difference(), every=8, smoothing=0.9, smooth="learning_rate", max_change=None)`.
 
     Args:
-      init_learning_rate: :math:`\eta_0`. None: the first call finds it, by trying rates that double until the loss
-        rises; until one is found, no step is taken.
-      probe: how the parabola is measured: :func:`gen_optax.finite_difference` (the default),
-        :func:`gen_optax.exact` or :func:`gen_optax.retrospective`.
-      every: :math:`\Phi`. Every `every`-th call probes, and the first one where :math:`\eta_0` is unknown. At the
+      init_learning_rate: :math:`\eta_0`, a rate that is known to be good. None, and better than a guess: it is found.
+        The first call tries rates that double until the loss rises, and starts at a hundredth of the best; until there
+        is one, no step is taken. From there the rate climbs, probed at each of the first 50 calls and with a
+        :math:`\gamma` that grows to `smoothing` over some hundred calls.
+      probe: how the parabola is measured: :func:`gen_optax.retrospective` (the default; it keeps one copy of the
+        parameters in the state), :func:`gen_optax.finite_difference` or :func:`gen_optax.exact` (which keep none, but
+        on the gradient's own batch want a horizon).
+      every: :math:`\Phi`. Every `every`-th call probes, and the first ones where :math:`\eta_0` is unknown. At the
         others nothing extra is computed.
       smoothing: :math:`\gamma`, in [0, 1).
       smooth: what is averaged: `"log"`, the logarithm of the target; `"learning_rate"`, the target (Algorithm 1);
         `"coefficients"`, `b` and `A` separately, whose ratio is then the target.
-      max_change: `m`, at least 1: how far the target may lie from the present learning rate. None: as far as it likes.
-      sigma: factor on `b / A`. 1 is the greedy minimiser, 2 the break-even point and the edge of stability.
+      max_change: `m`, greater than 1: how far the target may lie from the present learning rate. None: as far as it likes.
+      sigma: factor on `b / A`. 1 is the greedy minimiser, 2 the break-even point and the edge of stability. None: 1 on
+        the step's own batch; on an independent one 2, or 1.6 without a horizon, where nothing else lowers the rate.
       num_steps: the horizon `T`: :math:`s(t) = \max(0, 1 - t / T)`. None: no decay.
       decay: a schedule to take the place of the linear `s`, for example `optax.cosine_decay_schedule(1.0, T)`.
       min_learning_rate: lower bound of the learning rate before the decay.
@@ -208,6 +218,7 @@ def scale_by_gen(
                 "leave the wrapper out."
             )
         _company.warn_in_multi_steps()
+        _axes.require_axis_name(axis_name)
         loss = _loss.bind(value_fn, extra_args)
         if value is not None:
             value = _loss.as_scalar(value, "value must be")
@@ -323,7 +334,9 @@ def _renew(
         step_size = learning_rate * scale if probe.independent else learning_rate
     measured = probe.measure(context._replace(step_size=step_size))
     measured = jax.lax.stop_gradient(jax.tree.map(lambda x: x.astype(dtype), measured))
-    status = _control.judge(measured, _loss.all_finite(context.updates))
+    finite = _axes.everywhere(_loss.all_finite(context.updates), context.axis_name)
+    _axes.require_agreement((measured, finite), learning_rate, context.axis_name)
+    status = _control.judge(measured, finite)
     accepted = status == ProbeStatus.ACCEPTED
     learning_rate, averages = _control.advance(
         rule,
