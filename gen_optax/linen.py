@@ -88,7 +88,9 @@ class TrainState(train_state.TrainState):
             extra_args = _without_overwritten(extra_args, params)
             grads, params = grads["params"], params["params"]
 
-        tx = optax.with_extra_args_support(self.tx)
+        tx = self.tx
+        if isinstance(tx, optax.GradientTransformation):  # optax.MultiSteps is none, and takes extra arguments
+            tx = optax.with_extra_args_support(tx)
         updates, opt_state = tx.update(grads, self.opt_state, params, **extra_args)
         params = optax.apply_updates(params, updates)
         return self.replace(

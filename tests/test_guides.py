@@ -1,0 +1,65 @@
+"""Every python block of every page under docs/guides runs, the blocks of one page in one namespace."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs" / "guides").glob("*.md"))
+BLOCK = re.compile(r"^```python[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+DEVICES = re.compile(r"<!--\s*devices:\s*(\d+)\s*-->")
+
+
+def blocks(text: str) -> list[tuple[int, str]]:
+    """The python blocks of a page, each with the number of its first line."""
+    return [(text.count("\n", 0, match.start(1)), match[1]) for match in BLOCK.finditer(text)]
+
+
+def run_page(path: pathlib.Path) -> None:
+    """Runs the blocks of a page; a traceback shows the lines of the page."""
+    namespace = {"__name__": "__main__"}
+    for line, block in blocks(path.read_text()):
+        exec(compile("\n" * line + block, str(path), "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_page(page):
+    text = page.read_text()
+    assert blocks(text), "a guide shows code"
+    devices = DEVICES.search(text)
+    if devices is None:
+        run_page(page)
+        return
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices[1]}",
+    }
+    command = [sys.executable, "-W", "error", __file__, str(page)]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_runner_sees_all_blocks_and_shares_their_names(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# Page\n\n```python\nx = 1\n```\n\n```sh\nexit 1\n```\n\n```python\nassert x == 2\n```\n")
+    assert blocks(page.read_text()) == [(3, "x = 1\n"), (11, "assert x == 2\n")]
+    with pytest.raises(AssertionError) as raised:
+        run_page(page)
+    assert (raised.traceback[-1].path, raised.traceback[-1].lineno) == (page, 11)
+
+
+def test_a_page_gets_the_devices_that_it_asks_for(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- devices: 3 -->\n```python\nimport jax\nassert jax.device_count() == 3\n```\n")
+    test_page(page)
+    page.write_text("<!-- devices: 2 -->\n```python\nimport jax\nassert jax.device_count() == 3\n```\n")
+    with pytest.raises(AssertionError, match=r"page\.md.*line 4"):
+        test_page(page)
+
+
+if __name__ == "__main__":
+    run_page(pathlib.Path(sys.argv[1]))
