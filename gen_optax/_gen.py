@@ -95,7 +95,7 @@ def scale_by_gen(
     Args:
       init_learning_rate: :math:`\eta_0`, a rate that is known to be good. None, and better than a guess: it is found.
         The first call tries rates that double until the loss rises, and starts at a hundredth of the best; until
-        there is one, no step is taken. From there the rate climbs, probed at each of the first 50 calls and with a
+        there is one, no step is taken. From there the rate climbs, probed at each of the first 50 calls, with a
         :math:`\gamma` that grows to `smoothing` over some hundred calls.
       probe: how the parabola is measured: :func:`gen_optax.retrospective` (the default; it keeps one copy of the
         parameters in the state), :func:`gen_optax.finite_difference` or :func:`gen_optax.exact` (which keep none, but
@@ -105,7 +105,7 @@ def scale_by_gen(
       smoothing: :math:`\gamma`, in [0, 1).
       smooth: what is averaged: `"log"`, the logarithm of the target; `"learning_rate"`, the target (Algorithm 1);
         `"coefficients"`, `b` and `A` separately, whose ratio is then the target.
-      max_change: `m`, greater than 1: how far the target may lie from the present learning rate. None: as far as it likes.
+      max_change: `m`, greater than 1: how far the target may lie from the present learning rate. None: no limit.
       sigma: factor on `b / A`. 1 is the greedy minimiser, 2 the break-even point and the edge of stability. None: 1 on
         the step's own batch; on an independent one 2, or 1.6 without a horizon, where nothing else lowers the rate.
       num_steps: the horizon `T`: :math:`s(t) = \max(0, 1 - t / T)`. None: no decay.
