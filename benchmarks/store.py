@@ -1,0 +1,135 @@
+"""Where results live: one JSON file per workload and method family, a list of cells in each.
+
+A cell is known by what was asked for (workload, method, seed, batch size, steps, precision), so that a run that was
+interrupted goes on where it stopped. A file is replaced whole or not at all.
+"""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+RESULTS = Path(__file__).parent / "results"
+TINY_RESULTS = Path("build") / "benchmarks-tiny"
+
+_PACKAGES = ("gen-optax", "jax", "jaxlib", "optax", "flax", "numpy")
+
+
+class Store:
+    """The results under one folder."""
+
+    def __init__(self, root: Path | str):
+        self.root = Path(root)
+
+    def find(self, key: dict[str, Any]) -> dict[str, Any] | None:
+        """The finished cell of this key. One that raised an error is not finished."""
+        for cell in self._read(self._path(key)):
+            if cell["key"] == key and cell.get("error") is None:
+                return cell
+        return None
+
+    def put(self, cell: dict[str, Any]) -> None:
+        """Adds a cell to its file, in place of one with the same key."""
+        path = self._path(cell["key"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path):  # two processes may run methods of one family at once
+            kept = [other for other in self._read(path) if other["key"] != cell["key"]]
+            write_json(path, [*kept, cell])
+
+    def cells(self, workload: str | None = None, family: str | None = None) -> Iterator[dict[str, Any]]:
+        """All cells, in the order of their files."""
+        for path in sorted(self.root.glob(f"runs/{workload or '*'}/{family or '*'}.json")):
+            yield from self._read(path)
+
+    def note(self, name: str) -> Any:
+        """What `set_note` wrote under this name; None where nothing was."""
+        path = self.root / f"{name}.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def set_note(self, name: str, content: Any) -> Path:
+        """Writes a result that is no training run (a measurement, the tuned settings) to `name`.json."""
+        path = self.root / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, content)
+        return path
+
+    def _path(self, key: dict[str, Any]) -> Path:
+        family = key["method"].partition(":")[0]
+        return self.root / "runs" / key["workload"] / f"{family}.json"
+
+    def _read(self, path: Path) -> list[dict[str, Any]]:
+        return json.loads(path.read_text()) if path.exists() else []
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes to a file beside `path` and renames it, so that no reader and no interruption sees half a file."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            json.dump(finite(content), file, indent=1, allow_nan=False)
+            file.write("\n")
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def finite(content: Any) -> Any:
+    """The same with None for NaN and infinities, which JSON does not have, and floats at 6 significant digits."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    if isinstance(content, float):
+        return float(f"{content:.6g}") if math.isfinite(content) else None
+    return content
+
+
+def circumstances() -> dict[str, Any]:
+    """What a result depends on beside its settings: versions, the kind of machine, the commit."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    device = jax.devices()[0]
+    machine = {
+        "architecture": platform.machine(),
+        "cores": os.cpu_count(),
+        "backend": device.platform,
+        "device": device.device_kind,
+    }
+    return {"versions": versions, "machine": machine, "commit": _commit()}
+
+
+def _commit() -> str | None:
+    """The commit of this checkout, marked where the library or the suite differ from it."""
+    git = ["git", "-C", str(Path(__file__).parent.parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--", "gen_optax", "benchmarks/*.py"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+changes" if changed else "")
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with open(path.with_name(f".{path.name}.lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
