@@ -117,7 +117,8 @@ def test_plain_optax_state(name, tmp_path):
                 training = step(*training)
             return training
 
-        training = run((params, tx.init(params)), BEFORE)
+        # Bound to a device, as a restored state is: one compilation serves both.
+        training = run(jax.device_put((params, tx.init(params)), jax.devices()[0]), BEFORE)
         abstract = jax.eval_shape(lambda p: (p, tx.init(p)), params)
         restored = save_and_restore(tmp_path / "run", training, abstract)
         assert gen_state(restored[1]).learning_rate.dtype == (jnp.float64 if x64 else jnp.float32)

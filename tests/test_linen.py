@@ -125,7 +125,7 @@ def test_fields_are_replaced_and_the_rest_goes_to_value_fn():
     np.testing.assert_allclose(state.opt_state.info.value, dense_loss(DENSE_PARAMS, X, Y), rtol=1e-6)
 
 
-@pytest.mark.parametrize("probe", PROBES)
+@pytest.mark.parametrize("probe", ["three points", "retrospective"])
 def test_batch_statistics_are_the_same_with_and_without_probes(probe):
     rate = 0.05
     probing = linen_state(optax.chain(optax.sgd(1.0, 0.9), fixed_rate(rate, PROBES[probe])))
@@ -181,17 +181,6 @@ class Float8(nn.Module):
         return nn.Dense(1)(nn.relu(x))
 
 
-def float8_step(loss_fn, **arguments):
-    @jax.jit
-    def step(state):
-        value, grads = jax.value_and_grad(loss_fn)(state.params, X16, Y)
-        grad = {"grad": grads} if arguments.get("grad") else {}
-        extra = dict(value=value, value_fn=loss_fn, x=X16, y=Y) if arguments.get("loss") else {}
-        return state.apply_gradients(grads=grads, **grad, **extra)
-
-    return step
-
-
 X16 = jax.random.normal(jax.random.key(0), (16, 16))
 OWG = fp8_ops.OVERWRITE_WITH_GRADIENT
 
@@ -203,7 +192,11 @@ def float8_loss(variables, x, y):
 def test_float8_scales_are_overwritten_as_in_flax():
     variables = Float8().init(jax.random.key(0), X16)
     tx = optax.adam(0.01)
-    step = float8_step(float8_loss)
+
+    @jax.jit
+    def step(state):
+        return state.apply_gradients(grads=jax.grad(float8_loss)(state.params, X16, Y))
+
     theirs, ours = (
         cls.create(apply_fn=Float8().apply, params=variables, tx=tx)
         for cls in (train_state.TrainState, gen_optax.linen.TrainState)
@@ -214,17 +207,22 @@ def test_float8_scales_are_overwritten_as_in_flax():
     assert any(np.any(x != y) for x, y in zip(*map(jax.tree.leaves, (ours.params[OWG], variables[OWG])), strict=True))
 
 
-@pytest.mark.parametrize("grad", [False, True])
-def test_float8_losses_see_their_scales(grad):
+def test_float8_losses_and_gradients_are_of_all_variables():
     variables = Float8().init(jax.random.key(0), X16)
-    tx = optax.chain(optax.adam(1.0), gen_optax.scale_by_gen(probe=gen_optax.finite_difference(free_slope=grad)))
+    # The probe is there to be looked at: in float8 it has nothing to say that is worth following.
+    scale = gen_optax.scale_by_gen(1e-3, gen_optax.finite_difference(free_slope=True), every=1)
+    tx = optax.chain(optax.sgd(1.0), scale)
     state = gen_optax.linen.TrainState.create(apply_fn=Float8().apply, params=variables, tx=tx)
-    step = float8_step(float8_loss, grad=grad, loss=True)
-    for _ in range(30):
-        state = step(state)
+
+    @jax.jit
+    def step(state):
+        value, grads = jax.value_and_grad(float8_loss)(state.params, X16, Y)
+        return state.apply_gradients(grads=grads, grad=grads, value_fn=float8_loss, x=X16, y=Y), value, grads
+
+    state, value, grads = step(state)
     info = gen_state(state.opt_state).info
-    assert info.num_accepted > 5
-    assert float8_loss(state.params, X16, Y) < 0.7 * float8_loss(variables, X16, Y)
+    np.testing.assert_allclose(info.value, value, rtol=1e-6)
+    np.testing.assert_allclose(info.slope, optax.tree.norm(grads["params"], squared=True), rtol=1e-5)
 
 
 def test_parameters_need_not_be_a_dict():
