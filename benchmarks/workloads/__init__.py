@@ -1,0 +1,22 @@
+"""The workloads by name: `get("digits_mlp")`. Nothing is loaded before it is asked for."""
+
+from collections.abc import Callable
+
+from benchmarks.workload import Workload
+from benchmarks.workloads import tabular
+
+WORKLOADS: dict[str, Callable[..., Workload]] = {
+    workload.__name__: workload
+    for workload in (
+        tabular.digits_mlp,
+        tabular.logreg_fullbatch,
+        tabular.logreg_minibatch,
+    )
+}
+
+
+def get(name: str, tiny: bool = False) -> Workload:
+    """The workload; `tiny` is a slice that runs in seconds on synthetic or installed data of the same shapes."""
+    if name not in WORKLOADS:
+        raise ValueError(f"Unknown workload {name!r}. Known: {', '.join(WORKLOADS)}.")
+    return WORKLOADS[name](tiny=tiny)
