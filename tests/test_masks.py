@@ -104,10 +104,10 @@ def test_inside_and_outside_find_the_same_rate():
     np.testing.assert_allclose(*rates, rtol=1e-4)
 
 
-def test_bitfit_by_selective_transform():
+def test_bitfit():
     params, batch = network()
-    frozen = jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "b", params)
-    tx = optax.selective_transform(gen_optax.gen_adamw(), freeze_mask=frozen)
+    labels = jax.tree_util.tree_map_with_path(lambda path, _: "train" if path[-1].key == "b" else "freeze", params)
+    tx = freezing(gen_optax.gen_adamw(), labels)
     state, step, start = tx.init(params), jax.jit(step_of(tx, network_loss)), params
     for _ in range(100):
         params, state, value = step(params, state, batch)
