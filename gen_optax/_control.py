@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gen_optax import _fit, _loss
+from gen_optax import _arithmetic, _axes, _fit, _loss
 from gen_optax._probe import Context, Measurement
 
 _MIN_R_SQUARED = 0.99  # Algorithm 1
@@ -201,23 +201,28 @@ def bracket(context: Context) -> jax.Array:
     value = loss(params) if context.value is None else context.value
 
     def mean(x):
-        return x if context.axis_name is None else jax.lax.pmean(x, context.axis_name)
+        return _axes.mean(x, context.axis_name)
 
     dtype = jnp.promote_types(value.dtype, jnp.float32)
-    eps = jnp.finfo(value.dtype).eps
+    eps = max(float(jnp.finfo(value.dtype).eps), _arithmetic.arithmetic(loss, params).eps)
     value = mean(value.astype(dtype))
     noise = 8 * eps * jnp.abs(value)
-    size = sum(leaf.size for leaf in jax.tree.leaves(params) if _loss.is_inexact(leaf))
-    unit = jnp.sqrt(mean(jnp.maximum(_squared_norm(params, 1.0), 0.01 * size)))
-    largest = _loss.power_of_two(updates)
-    step_norm = largest * jnp.sqrt(mean(_squared_norm(updates, 1 / largest)))
+    size = sum(
+        leaf.size * _axes.num_shards(leaf, context.axis_name)
+        for leaf in jax.tree.leaves(params)
+        if _loss.is_inexact(leaf)
+    )
+    unit = jnp.sqrt(jnp.maximum(_squared_norm(params, context.axis_name, 1.0), 0.01 * size))
+    largest = _axes.maximum(_loss.power_of_two(updates), context.axis_name)
+    step_norm = largest * jnp.sqrt(_squared_norm(updates, context.axis_name, 1 / largest))
     first = (1e-5 * unit / jnp.where(step_norm > 0, step_norm, 1)).astype(dtype)
 
     def doubled(carry):
         k, best, best_loss, _ = carry
-        rate = first * 2.0**k
+        rate = jnp.ldexp(first, k)
         # Nothing that a caller differentiates may flow into the loop, which has no reverse rule.
         here = jax.lax.stop_gradient(mean(loss(_loss.step_along(params, updates, rate)).astype(dtype)))
+        _axes.require_agreement((here, value, rate), context.step_size, context.axis_name)
         lower = here < best_loss
         rises = ~(here <= best_loss + noise)  # NaN rises
         return k + 1, jnp.where(lower, rate, best), jnp.where(lower, here, best_loss), rises
@@ -231,6 +236,6 @@ def bracket(context: Context) -> jax.Array:
     return jnp.where(best_loss < value - noise, _FIRST_FRACTION * best, 0)
 
 
-def _squared_norm(tree: Any, factor: jax.typing.ArrayLike) -> jax.Array:
+def _squared_norm(tree: Any, axis_name: Any, factor: jax.typing.ArrayLike) -> jax.Array:
     conjugate = jax.tree.map(lambda x: jnp.conj(x) if _loss.is_inexact(x) else x, tree)
-    return _loss.inner_product(_loss.scale(conjugate, jnp.asarray(factor)), tree, factor)
+    return _axes.inner_product(_loss.scale(conjugate, jnp.asarray(factor)), tree, axis_name, factor)

@@ -26,10 +26,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gen_optax import _fit, _loss
+from gen_optax import _arithmetic, _axes, _fit, _loss
 
 # A loss is trusted to this many units in its last place: a mean over a batch after some dozens of layers loses a few.
 _ROUNDING_ULPS = 8
+# A slope is a difference already, so its rounding is relative to itself; benchmarks/precision.py measures it.
+_SLOPE_ULPS = 2
 
 
 class Measurement(NamedTuple):
@@ -74,6 +76,9 @@ class Probe(Protocol):
     def remember(self, context: Context, probe_follows: jax.Array) -> Any:
         """What to keep in the state about the step that is taken now; `probe_follows`: the next call will probe."""
 
+    def judged(self, context: Context) -> optax.Updates:
+        """The step that is judged, up to a factor."""
+
     def measure(self, context: Context) -> Measurement:
         """Measures the parabola."""
 
@@ -100,8 +105,9 @@ def finite_difference(
     `update` is given `value`.
 
     What it cannot do: see a change of the loss below the loss's own rounding. Such a probe abstains, and says so in
-    `info.status`. With bfloat16 parameters the candidates themselves are rounded, to 1 part in 256, and with a
-    bfloat16 loss almost every difference is lost: use :func:`gen_optax.exact` there.
+    `info.status`. The rounding is that of the coarsest type between the parameters and the loss, a float32 loss of
+    bfloat16 activations included; a bfloat16 probe then sees changes of more than 6 % of the loss and misses most of a
+    training run. Use :func:`gen_optax.exact` or :func:`gen_optax.retrospective` there.
 
     Args:
       candidates: multiples of the current learning rate. Default `(-1, 0, 1)`, or `(0, 1)` with `free_slope`. At
@@ -158,7 +164,7 @@ def finite_difference(
 def exact(*, independent: bool = False) -> Probe:
     r"""Differentiates the loss along the step: :math:`b = -G^\top u`, :math:`A = u^\top H u`.
 
-    No step size and no cancellation, hence as good in bfloat16 and at any learning rate as anywhere. Costs about
+    No step size and no cancellation, hence good to about a percent in bfloat16, and at any learning rate. Costs about
     three forward passes at a step on which a probe is due, at no more than forward-mode memory. The function has to
     be differentiable in forward mode twice; see :func:`gen_optax.directional_derivatives`.
 
@@ -186,13 +192,21 @@ def retrospective() -> Probe:
     .. math::
       A h^2 = 2 (s - \Delta), \qquad b h = A h^2 - s.
 
+    In coarse arithmetic (bfloat16, float16; float32 on matrix units that round) the change of the loss drowns in its
+    rounding. There the slope :math:`s_0` at the start is measured in place of the loss, by forward-mode
+    differentiation: :math:`A h^2 = s - s_0` and :math:`b h = -s_0`. If the loss has a function with a reverse rule only
+    (`jax.custom_vjp`) that cannot be done; the probe then abstains wherever the change is too small to be seen.
+
     The slope on the step's own batch, :math:`b_{own} h = -\langle G_{own}, d\rangle`, is known from the step before and
     kept: the learning rate never aims beyond the minimiser of that batch's parabola.
 
-    Costs one forward pass at a step on which a probe is due and an inner product at the one before it, given `value`
-    and `grad` (else a forward-mode derivative at each of the two), and one copy of the parameters in the state: the
-    point that the last step started from. As the step is read off the parameters, whatever else moved or rounded them is
-    judged with it.
+    Costs one forward pass (in coarse arithmetic one with its derivative) at a step on which a probe is due and an inner
+    product at the one before it, given `value` and `grad` (else a forward-mode derivative at each of the two), and one
+    copy of the parameters in the state: the point that the last step started from. As the step is read off the
+    parameters, whatever else moved or rounded them is judged with it.
+
+    A last step that made a finite loss NaN or infinite is taken back, and the learning rate falls. That needs finite
+    updates: an optimizer whose moments would keep the NaN goes inside `optax.apply_if_finite`.
 
     Returns:
       A probe for :func:`gen_optax.scale_by_gen`.
@@ -223,6 +237,10 @@ class FiniteDifference:
         """Nothing."""
         return ()
 
+    def judged(self, context):
+        """The step to come."""
+        return context.updates
+
     def measure(self, context):
         """Losses at the candidates, then the fit."""
         x, losses, eps = self._losses(context)
@@ -233,8 +251,7 @@ class FiniteDifference:
                     "finite_difference(free_slope=True) needs grad=..., the gradient of value_fn before any clipping. "
                     "Pass it to update, or use gen_optax.gen, which hands it on where it was given value."
                 )
-            ascent = _loss.inner_product(context.grad, context.updates, context.step_size)
-            slope = -_mean(ascent, context.axis_name)
+            slope = -_axes.inner_product(context.grad, context.updates, context.axis_name, context.step_size)
             curvature, r_squared = _curvature_given_slope(x, losses - losses[centre], slope)
         else:
             xs = jnp.asarray(x / scale, losses.dtype)
@@ -258,14 +275,14 @@ class FiniteDifference:
         losses = _loss.probe_losses(
             context.loss, context.params, context.updates, context.step_size * evaluated, self.batching
         )
-        eps = float(jnp.finfo(losses.dtype).eps)
+        eps = _arithmetic.arithmetic(context.loss, context.params).eps
         losses = losses.astype(jnp.promote_types(losses.dtype, jnp.float32))
         if known is not None:
             eps = max(eps, float(jnp.finfo(known.dtype).eps))
             below = int(np.searchsorted(evaluated, 0.0))
             centre = known.astype(losses.dtype)[None]
             losses = jnp.concatenate([losses[:below], centre, losses[below:]])
-        return x, _mean(losses, context.axis_name), eps
+        return x, _axes.mean(losses, context.axis_name), eps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,14 +300,18 @@ class Exact:
         """Nothing."""
         return ()
 
+    def judged(self, context):
+        """The step to come."""
+        return context.updates
+
     def measure(self, context):
         """Derivatives along the step."""
         # Differentiate along u brought to the order of one by a power of two, which is exact: h u would underflow in
         # float16, and u itself overflow where the gradient is huge.
-        size = _loss.power_of_two(context.updates)
+        size = _axes.maximum(_loss.power_of_two(context.updates), context.axis_name)
         direction = _loss.scale(context.updates, 1 / size)
         value, slope, curvature = (
-            _mean(x.astype(jnp.promote_types(x.dtype, jnp.float32)), context.axis_name)
+            _axes.mean(x.astype(jnp.promote_types(x.dtype, jnp.float32)), context.axis_name)
             for x in _loss.directional_derivatives(context.loss, context.params, direction)
         )
         h = context.step_size * size
@@ -328,37 +349,60 @@ class Retrospective:
 
         def slope():
             if context.grad is None:
-                slope = context.step_size * _loss.value_and_slope(context.loss, context.params, context.updates)[1]
+                ascent = context.step_size * _value_and_ascent(context, context.params, context.updates)[1]
             else:
-                slope = -_loss.inner_product(context.grad, context.updates, context.step_size)
-            return _mean(slope, context.axis_name).astype(context.step_size.dtype)
+                ascent = _axes.inner_product(context.grad, context.updates, context.axis_name, context.step_size)
+            return -ascent.astype(context.step_size.dtype)
 
         own_slope = jax.lax.cond(probe_follows, slope, lambda: jnp.zeros_like(context.step_size))
         return Memory(context.params, jax.lax.stop_gradient(own_slope))
 
+    def judged(self, context):
+        """The last step."""
+        return _loss.difference(context.params, context.memory.params)
+
     def measure(self, context):
-        """The loss at both ends of the last step, and the slope at its far end."""
+        """The loss at both ends of the last step, and the slope at its far end; in coarse arithmetic at both ends."""
         step = _loss.difference(context.params, context.memory.params)
+        arithmetic = _arithmetic.arithmetic(context.loss, context.params)
         if context.value is None or context.grad is None:
-            value, slope = _loss.value_and_slope(context.loss, context.params, step)
-            ascent = -slope
+            value, ascent = _value_and_ascent(context, context.params, step)
         else:
-            value, ascent = context.value, _loss.inner_product(context.grad, step)
-        start_value = context.loss(context.memory.params)
-        eps = max(float(jnp.finfo(x.dtype).eps) for x in (value, start_value))
-        dtype = jnp.promote_types(start_value.dtype, jnp.float32)
-        value, start_value, ascent = (_mean(x.astype(dtype), context.axis_name) for x in (value, start_value, ascent))
-        change = value - start_value
-        curvature = 2 * (ascent - change)
+            value, ascent = context.value, _axes.inner_product(context.grad, step, context.axis_name)
+            arithmetic = arithmetic._replace(eps=max(arithmetic.eps, float(jnp.finfo(value.dtype).eps)))
+            value = _axes.mean(_at_least_float32(value), context.axis_name)
+        if arithmetic.is_coarse and arithmetic.forward_mode:
+            start_value, start_ascent = _value_and_ascent(context, context.memory.params, step)
+            curvature = ascent - start_ascent
+            slope = -start_ascent
+            noise = _SLOPE_ULPS * arithmetic.eps * jnp.maximum(jnp.abs(ascent), jnp.abs(start_ascent))
+        else:
+            start_value = _axes.mean(_at_least_float32(context.loss(context.memory.params)), context.axis_name)
+            curvature = 2 * (ascent - (value - start_value))
+            slope = curvature - ascent
+            noise = _ROUNDING_ULPS * arithmetic.eps * jnp.maximum(jnp.abs(value), jnp.abs(start_value))
         return Measurement(
             value=start_value,
-            slope=curvature - ascent,
+            slope=slope,
             curvature=curvature,
             r_squared=jnp.ones_like(value),
-            noise=_ROUNDING_ULPS * eps * jnp.maximum(jnp.abs(value), jnp.abs(start_value)),
+            noise=noise,
             end_value=value,
             own_slope=context.memory.slope,
         )
+
+
+def _value_and_ascent(context: Context, params: optax.Params, step: optax.Updates) -> tuple[jax.Array, jax.Array]:
+    """The loss and its derivative along `step`, of all devices, by forward-mode differentiation."""
+    # Along the step at the order of one, as in `Exact`.
+    size = _axes.maximum(_loss.power_of_two(step), context.axis_name)
+    value, slope = _loss.value_and_slope(context.loss, params, _loss.scale(step, 1 / size))
+    value, ascent = (_axes.mean(_at_least_float32(x), context.axis_name) for x in (value, -slope))
+    return value, size * ascent
+
+
+def _at_least_float32(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _curvature_given_slope(x: np.ndarray, change: jax.Array, slope: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -371,7 +415,3 @@ def _curvature_given_slope(x: np.ndarray, change: jax.Array, slope: jax.Array) -
     residual = jnp.sum(((bend - curvature * x**2 / 2) / size) ** 2)
     total = jnp.sum((change / size) ** 2)
     return curvature, jnp.where(total == 0, 1.0, 1 - residual / _fit.nonzero(total))
-
-
-def _mean(x: jax.Array, axis_name: Any) -> jax.Array:
-    return x if axis_name is None else jax.lax.pmean(x, axis_name)
