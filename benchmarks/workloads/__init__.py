@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from benchmarks.workload import Workload
-from benchmarks.workloads import tabular
+from benchmarks.workloads import tabular, vision
 
 WORKLOADS: dict[str, Callable[..., Workload]] = {
     workload.__name__: workload
@@ -11,6 +11,9 @@ WORKLOADS: dict[str, Callable[..., Workload]] = {
         tabular.digits_mlp,
         tabular.logreg_fullbatch,
         tabular.logreg_minibatch,
+        vision.resnet_fashion,
+        vision.vit_fashion,
+        vision.deep_resnet_nonorm,
     )
 }
 
