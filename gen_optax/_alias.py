@@ -3,6 +3,7 @@
 One line each, as `gen` takes any other base as well: `gen(optax.lamb(1.0))`.
 """
 
+import inspect
 from typing import Any
 
 import optax
@@ -99,3 +100,14 @@ def gen_lion(
       >>> tx = gen_optax.gen_lion(num_steps=1000)
     """
     return gen(optax.lion(1.0, b1, b2, weight_decay=weight_decay, mask=mask), **options)
+
+
+def _name_options(alias: Any) -> None:
+    """Puts the options of `gen` in the place of `**options`: help() and optax.inject_hyperparams read them there."""
+    own = list(inspect.signature(alias).parameters.values())[:-1]
+    options = list(inspect.signature(gen).parameters.values())[1:]
+    alias.__signature__ = inspect.Signature([*own, *options])
+
+
+for _alias in (gen_sgd, gen_adam, gen_adamw, gen_lion):
+    _name_options(_alias)

@@ -85,3 +85,11 @@ def test_the_public_face():
     types = ["GenState", "GenInfo", "QuadraticFit", "ProbeStatus"]
     for name in ["scale_by_gen", "gen", "gen_sgd", "gen_adam", "gen_adamw", "gen_lion", *pieces, *probes, *types]:
         assert inspect.getdoc(getattr(gen_optax, name)), name
+
+
+@pytest.mark.parametrize("alias", [gen_optax.gen_sgd, gen_optax.gen_adam, gen_optax.gen_adamw, gen_optax.gen_lion])
+def test_options_are_injected_by_name(alias):
+    options = dict(init_learning_rate=0.25, every=4, probe=gen_optax.exact())
+    state = optax.inject_hyperparams(alias)(**options).init(jnp.zeros(3))
+    assert {"init_learning_rate", "every", "smoothing"} <= set(state.hyperparams)
+    assert gen_optax.metrics(state)["learning_rate"] == 0.25
