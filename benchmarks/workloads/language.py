@@ -1,0 +1,122 @@
+"""Language modelling: characters of Moby Dick, byte pairs of the State of the Union, with a small GPT and AdamW.
+
+The metric is the test loss itself, in nats per character or per byte-pair token.
+"""
+
+import itertools
+import re
+
+import numpy as np
+
+from benchmarks.data import moby_dick, sotu
+from benchmarks.models.transformer import GPT
+from benchmarks.workload import Workload
+from benchmarks.workloads._common import Arrays, Splits, batches_of, cross_entropy, flax_functions, mean_over
+
+_LENGTH = 64
+_VOCABULARY = 1024  # byte pairs of sotu
+
+
+def gpt_moby(tiny: bool = False) -> Workload:
+    """Next character, 116 thousand parameters, 32 x 64 characters a step."""
+    if tiny:
+        splits, vocabulary = _synthetic_splits(), 16
+    else:
+        characters = np.frombuffer(moby_dick.load().encode("utf-32-le"), np.uint32)
+        alphabet, text = np.unique(characters, return_inverse=True)
+        vocabulary, held_out = len(alphabet), len(text) // 20
+        splits = {
+            "train": _windows([text[: -2 * held_out]]),
+            "validation": _windows([text[-2 * held_out : -held_out]]),
+            "test": _windows([text[-held_out:]]),
+        }
+    return _language_model(
+        name="gpt_moby",
+        weight_decay=0.01,
+        num_steps=20 if tiny else 600,
+        batch_size=8 if tiny else 32,
+        module=GPT(vocabulary, _LENGTH, width=16 if tiny else 64, depth=1 if tiny else 2, num_heads=4),
+        splits=splits,
+    )
+
+
+def gpt_sotu(tiny: bool = False) -> Workload:
+    """Next byte pair, 734 thousand parameters, 16 x 64 tokens a step."""
+    return _language_model(
+        name="gpt_sotu",
+        weight_decay=0.01,
+        num_steps=20 if tiny else 300,
+        batch_size=8 if tiny else 16,
+        module=GPT(
+            16 if tiny else _VOCABULARY, _LENGTH, width=16 if tiny else 128, depth=1 if tiny else 3, num_heads=4
+        ),
+        splits=_synthetic_splits() if tiny else _sotu_splits(),
+    )
+
+
+def _language_model(*, module: GPT, splits: Splits, **settings) -> Workload:
+    init, apply = flax_functions(module, splits["train"]["tokens"][:1, :-1])
+
+    def token_losses(params, model_state, batch, key=None):
+        logits, _ = apply(params, model_state, batch["tokens"][:, :-1], key)
+        return cross_entropy(logits, batch["tokens"][:, 1:])
+
+    def loss_fn(params, model_state, batch, key):
+        return token_losses(params, model_state, batch, key).mean(), model_state
+
+    def per_example(params, model_state, batch):
+        return {"loss": token_losses(params, model_state, batch).mean(axis=1)}
+
+    return Workload(
+        base="adamw",
+        metric="loss",
+        higher_is_better=False,
+        init=init,
+        loss_fn=loss_fn,
+        batches=batches_of(splits["train"]),
+        evaluate=mean_over(per_example, splits, chunk=32),
+        **settings,
+    )
+
+
+def _windows(texts: list[np.ndarray]) -> Arrays:
+    """Texts cut into inputs of `_LENGTH` tokens and the token after; a tail shorter than that is dropped."""
+    cut = [np.lib.stride_tricks.sliding_window_view(text, _LENGTH + 1)[::_LENGTH] for text in texts]
+    return {"tokens": np.concatenate(cut).astype(np.int32)}
+
+
+def _sotu_splits() -> Splits:
+    """Whole speeches: of forty in a row one is for tuning and one for the test."""
+    speeches = _byte_pairs(sotu.load())
+    return {
+        "train": _windows([speech for i, speech in enumerate(speeches) if i % 20]),
+        "validation": _windows(speeches[20::40]),
+        "test": _windows(speeches[::40]),
+    }
+
+
+def _byte_pairs(texts: list[str]) -> list[np.ndarray]:
+    """Texts as tokens of a byte-pair vocabulary, learned on a part of the training speeches."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    # A word is tokenized once, however often it occurs: ten times faster than whole speeches.
+    words = [re.findall(r"\s?\w+|\W", text) for text in texts]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=_VOCABULARY, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(itertools.chain.from_iterable(words[1::10]), trainer)
+    distinct = list(dict.fromkeys(itertools.chain.from_iterable(words)))
+    ids = dict(zip(distinct, (encoding.ids for encoding in tokenizer.encode_batch(distinct)), strict=True))
+    return [np.array([token for word in text for token in ids[word]], np.int32) for text in words]
+
+
+def _synthetic_splits() -> Splits:
+    """A random walk over 16 symbols in which one successor is four times as likely as all others together."""
+    rng = np.random.default_rng(0)
+    successor, text = rng.permutation(16), [0]
+    for jump, other in zip(rng.random(20_000) < 0.2, rng.integers(0, 16, 20_000), strict=True):
+        text.append(int(other) if jump else int(successor[text[-1]]))
+    train, validation, test = np.split(np.array(text), [16_000, 18_000])
+    return {"train": _windows([train]), "validation": _windows([validation]), "test": _windows([test])}
