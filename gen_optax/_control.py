@@ -195,7 +195,8 @@ def bracket(context: Context) -> jax.Array:
     near zero count as 0.1 per entry). Forward passes one after the other, about ten of them, once in a training run.
 
     Returns:
-      A hundredth of the rate of the lowest loss, or 0 where no step lowered the loss by more than its rounding error.
+      A hundredth of the rate of the lowest loss. Where no step lowered the loss by more than its rounding error: 0, or
+      the smallest of the rates where that error is large (bfloat16).
     """
     loss, params, updates = context.loss, context.params, context.updates
     value = loss(params) if context.value is None else context.value
@@ -204,23 +205,24 @@ def bracket(context: Context) -> jax.Array:
         return _axes.mean(x, context.axis_name)
 
     dtype = jnp.promote_types(value.dtype, jnp.float32)
-    eps = max(float(jnp.finfo(value.dtype).eps), _arithmetic.arithmetic(loss, params).eps)
+    arithmetic = _arithmetic.arithmetic(loss, params)
+    eps = max(float(jnp.finfo(value.dtype).eps), arithmetic.eps)
     value = mean(value.astype(dtype))
     noise = 8 * eps * jnp.abs(value)
     size = sum(
-        leaf.size * _axes.num_shards(leaf, context.axis_name)
+        jnp.size(leaf) * _axes.num_shards(leaf, context.axis_name)
         for leaf in jax.tree.leaves(params)
         if _loss.is_inexact(leaf)
     )
     unit = jnp.sqrt(jnp.maximum(_squared_norm(params, context.axis_name, 1.0), 0.01 * size))
     largest = _axes.maximum(_loss.power_of_two(updates), context.axis_name)
     step_norm = largest * jnp.sqrt(_squared_norm(updates, context.axis_name, 1 / largest))
-    first = (1e-5 * unit / jnp.where(step_norm > 0, step_norm, 1)).astype(dtype)
+    # Nothing that a caller differentiates may flow into the loop, which has no reverse rule, nor out with the rate.
+    first = jax.lax.stop_gradient(1e-5 * unit / jnp.where(step_norm > 0, step_norm, 1)).astype(dtype)
 
     def doubled(carry):
         k, best, best_loss, _ = carry
         rate = jnp.ldexp(first, k)
-        # Nothing that a caller differentiates may flow into the loop, which has no reverse rule.
         here = jax.lax.stop_gradient(mean(loss(_loss.step_along(params, updates, rate)).astype(dtype)))
         _axes.require_agreement((here, value, rate), context.step_size, context.axis_name)
         lower = here < best_loss
@@ -233,7 +235,7 @@ def bracket(context: Context) -> jax.Array:
 
     start = (jnp.int32(0), jnp.zeros((), dtype), value, ~jnp.isfinite(value) | (step_norm == 0))
     _, best, best_loss, _ = jax.lax.while_loop(going_on, doubled, jax.lax.stop_gradient(start))
-    return jnp.where(best_loss < value - noise, _FIRST_FRACTION * best, 0)
+    return jnp.where(best_loss < value - noise, _FIRST_FRACTION * best, bottom)
 
 
 def _squared_norm(tree: Any, axis_name: Any, factor: jax.typing.ArrayLike) -> jax.Array:

@@ -1,0 +1,83 @@
+"""Where the first learning rate comes from, and the climb after it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import gen_optax
+
+
+def train(tx, loss_fn, params, steps):
+    """The parameters after training, and the learning rate of every step."""
+    state = tx.init(params)
+
+    @jax.jit
+    def step(params, state):
+        value, grads = jax.value_and_grad(loss_fn)(params)
+        updates, state = tx.update(grads, state, params, value=value, value_fn=loss_fn)
+        return optax.apply_updates(params, updates), state
+
+    rates = []
+    for _ in range(steps):
+        params, state = step(params, state)
+        rates.append(float(optax.tree.get(state, "learning_rate")))
+    return params, np.array(rates), state
+
+
+def test_starts_at_a_hundredth_of_the_best_doubled_rate():
+    """On L = |w|^2 / 2 along -w the best rate is 1; doubling meets it within a factor of sqrt(2)."""
+    _, rates, _ = train(gen_optax.gen_sgd(), lambda w: jnp.sum(w**2) / 2, jnp.ones(4), 1)
+    assert 0.01 / 2**0.5 <= rates[0] <= 0.01 * 2**0.5
+
+
+def test_climbs_to_the_edge_without_passing_the_minimiser():
+    """Without noise the batches agree, and the rate comes to rest at b / A = 1."""
+    _, rates, _ = train(gen_optax.gen_sgd(), lambda w: jnp.sum(w**2) / 2 + 1.0, jnp.ones(4), 50)
+    assert rates.max() < 1.05
+    assert rates[-1] > 0.2
+
+
+def test_the_climb_goes_on_where_rounding_hides_the_curvature():
+    """The loss is 1 + tiny changes: slopes are seen, curvatures are not, and the rate still rises."""
+    scale = 1e-3
+
+    def loss_fn(w):
+        return 1.0 + scale * jnp.sum((w - 1.0) ** 2)
+
+    params, rates, _ = train(gen_optax.gen_sgd(), loss_fn, jnp.zeros(4), 300)
+    assert rates[-1] > 10 * rates[0]
+    np.testing.assert_allclose(params, 1.0, atol=0.1)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_decrease_hidden_in_coarse_rounding_is_no_standstill(dtype):
+    """The whole of the loss that can be gained is less than the rounding error of the loss."""
+    x = jax.random.normal(jax.random.key(0), (64, 8)).astype(dtype)
+    y = x @ jax.random.normal(jax.random.key(1), (8,)).astype(dtype)
+
+    def loss_fn(w):
+        return jnp.mean((x @ w - y).astype(jnp.float32) ** 2) + 200.0
+
+    params, rates, _ = train(gen_optax.gen_adam(), loss_fn, jnp.zeros(8, dtype), 300)
+    assert (rates > 0).all()
+    assert rates[-1] > 100 * rates[0]
+    assert loss_fn(params) - 200 < 0.5 * (loss_fn(jnp.zeros(8, dtype)) - 200)
+
+
+def test_an_unknown_rate_is_looked_for_again_after_a_zero_gradient():
+    tx = gen_optax.gen_sgd()
+    w = jnp.ones(3)
+    state = tx.init(w)
+
+    @jax.jit
+    def step(w, state, grads):
+        updates, state = tx.update(grads, state, w, value_fn=lambda w: jnp.sum(w**2))
+        return optax.apply_updates(w, updates), state
+
+    w1, state = step(w, state, jnp.zeros(3))
+    assert optax.tree.get(state, "learning_rate") == 0
+    np.testing.assert_array_equal(w1, w)
+    _, state = step(w1, state, 2 * w1)
+    assert optax.tree.get(state, "learning_rate") > 0
