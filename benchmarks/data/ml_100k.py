@@ -13,7 +13,10 @@ def load() -> list[np.ndarray]:
     path = data.locate("ml-100k", "u.data", "ml-100k.inter")
     table = np.loadtxt(path, delimiter="\t", skiprows=1 if path.suffix == ".inter" else 0).astype(np.int64)
     user, item, time = table[:, 0], table[:, 1], table[:, 3]
-    # Many ratings share a second: the item id settles the order, so that it does not depend on the file's.
-    order = np.lexsort((item, time, user))
+    # Three of four ratings share their second with another. A fixed random order settles it, not the file's, which is no
+    # part of the data, and not the ids', from which the next film could be guessed.
+    tie = np.empty(len(table))
+    tie[np.lexsort((item, user))] = np.random.default_rng(0).random(len(table))
+    order = np.lexsort((tie, time, user))
     starts = np.flatnonzero(np.diff(user[order])) + 1
     return np.split(item[order], starts)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from benchmarks.workload import Workload
-from benchmarks.workloads import tabular, vision
+from benchmarks.workloads import functions, language, recommendation, tabular, vision
 
 WORKLOADS: dict[str, Callable[..., Workload]] = {
     workload.__name__: workload
@@ -12,8 +12,13 @@ WORKLOADS: dict[str, Callable[..., Workload]] = {
         tabular.logreg_fullbatch,
         tabular.logreg_minibatch,
         vision.resnet_fashion,
+        language.gpt_moby,
+        language.gpt_sotu,
+        recommendation.bert4rec_ml100k,
         vision.vit_fashion,
         vision.deep_resnet_nonorm,
+        functions.beale,
+        functions.rosenbrock,
     )
 }
 
