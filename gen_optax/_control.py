@@ -235,6 +235,9 @@ def bracket(context: Context) -> jax.Array:
 
     start = (jnp.int32(0), jnp.zeros((), dtype), value, ~jnp.isfinite(value) | (step_norm == 0))
     _, best, best_loss, _ = jax.lax.while_loop(going_on, doubled, jax.lax.stop_gradient(start))
+    # Coarse rounding may hide a decrease: the smallest rate is then better than a standstill.
+    is_usable = arithmetic.is_coarse & jnp.isfinite(value) & (step_norm > 0)
+    bottom = jnp.where(is_usable, first, 0)
     return jnp.where(best_loss < value - noise, _FIRST_FRACTION * best, bottom)
 
 

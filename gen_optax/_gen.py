@@ -189,7 +189,7 @@ def scale_by_gen(
         zero, none = functools.partial(jnp.zeros, (), dtype), functools.partial(jnp.zeros, (), jnp.int32)
         return GenState(
             count=none(),
-            learning_rate=zero() if init_learning_rate is None else jnp.asarray(init_learning_rate, dtype),
+            learning_rate=zero() if init_learning_rate is None else jnp.array(init_learning_rate, dtype),
             applied_learning_rate=zero(),
             averages=_control.Averages(zero(), zero()) if smooth == "coefficients" else (),
             memory=jax.tree.map(jnp.copy, probe.init(params)),
@@ -231,8 +231,10 @@ def scale_by_gen(
             finding = _control.finding(rule, state.learning_rate, state.info.num_probes)
             overshot = state.info.status == ProbeStatus.OVERSHOOT
             regular = (state.count + 1) % every == 0
-            if probe.looks_back:  # at the first call there is nothing to look back on, but a rate to be found
-                regular &= state.count > 0
+            if probe.looks_back:
+                if value is not None:  # was it the last step? Later it could not be taken back.
+                    regular |= ~_axes.everywhere(jnp.isfinite(value), axis_name)
+                regular &= state.count > 0  # at the first call there is nothing to look back on, but a rate to be found
             return regular | finding | overshot
 
         renew = functools.partial(_renew, rule, probe, context, scale)
@@ -241,12 +243,15 @@ def scale_by_gen(
         else:
             state = jax.lax.cond(due(state), renew, lambda state: state, state)
 
-        # A rate at which the loss is known to be NaN or infinite is not tried on the parameters.
+        # A rate at which the loss is known to be NaN or infinite is not tried on the parameters, or not left there.
         unsafe = state.info.status == ProbeStatus.OVERSHOOT
         applied = jnp.where(unsafe, 0, state.learning_rate * scale)
         state = state._replace(count=optax.safe_increment(state.count), applied_learning_rate=applied)
         state = state._replace(memory=probe.remember(context._replace(step_size=applied), due(state)))
-        return _loss.scale(updates, applied), state
+        if not probe.looks_back:
+            return _loss.scale(updates, applied), state
+        go_back = functools.partial(_take_back, probe.judged(context), updates)
+        return jax.lax.cond(unsafe, go_back, lambda: _loss.scale(updates, applied)), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -255,7 +260,8 @@ def gen(base: optax.GradientTransformation, **options: Any) -> optax.GradientTra
     """A base optimizer of learning rate 1 with the learning rate that GeN finds for it.
 
     The same as `optax.chain(base, scale_by_gen(**options))`, but for one service: where `update` is given `value` and
-    no `grad`, the incoming gradient is handed on as `grad`, since both are then of one batch.
+    no `grad`, the incoming gradient is handed on as `grad`, since both are then of one batch. (Not with complex
+    parameters: what goes into an optimizer there is the conjugate of the gradient.)
 
     Args:
       base: the base optimizer, at learning rate 1: `optax.adamw(1.0)`, `optax.sgd(1.0, momentum=0.9)`, or a chain such
@@ -298,7 +304,7 @@ def gen(base: optax.GradientTransformation, **options: Any) -> optax.GradientTra
         return state
 
     def update_fn(updates, state, params=None, *, value=None, grad=None, **extra_args):
-        if grad is None and value is not None:
+        if grad is None and value is not None and not any(map(jnp.iscomplexobj, jax.tree.leaves(updates))):
             grad = updates
         return chained.update(updates, state, params, value=value, grad=grad, **extra_args)
 
@@ -334,7 +340,7 @@ def _renew(
         step_size = learning_rate * scale if probe.independent else learning_rate
     measured = probe.measure(context._replace(step_size=step_size))
     measured = jax.lax.stop_gradient(jax.tree.map(lambda x: x.astype(dtype), measured))
-    finite = _axes.everywhere(_loss.all_finite(context.updates), context.axis_name)
+    finite = _axes.everywhere(_loss.all_finite(probe.judged(context)), context.axis_name)
     _axes.require_agreement((measured, finite), learning_rate, context.axis_name)
     status = _control.judge(measured, finite)
     accepted = status == ProbeStatus.ACCEPTED
@@ -363,6 +369,11 @@ def _renew(
     return state._replace(learning_rate=learning_rate, averages=averages, info=info)
 
 
+def _take_back(step: optax.Updates, updates: optax.Updates) -> optax.Updates:
+    """The opposite of the last step, in the dtypes of the updates."""
+    return jax.tree.map(lambda d, u: (-d).astype(u.dtype) if _loss.is_inexact(u) else u, step, updates)
+
+
 def _decay(num_steps: Any, decay: optax.Schedule | None, count: jax.Array, dtype: Any) -> jax.Array:
     if decay is not None:
         return jnp.asarray(decay(count), dtype)
@@ -376,7 +387,8 @@ def _check(**settings: Any) -> None:
 
     def require(name, condition, what):
         setting = settings[name]
-        if setting is None or isinstance(setting, jax.Array | np.ndarray):
+        has_default = name in ("every", "smoothing", "smooth")
+        if (setting is None and not has_default) or isinstance(setting, jax.Array | np.ndarray):
             return
         if not condition(setting):
             raise ValueError(f"{name} must be {what}, got {setting!r}.")

@@ -144,3 +144,6 @@ PROBES = {
     "exact": gen_optax.exact(),
     "retrospective": gen_optax.retrospective(),
 }
+
+# One of each kind, where the number of candidates and how they are evaluated make no difference.
+KINDS = {name: PROBES[name] for name in ("three points", "free slope", "exact", "retrospective")}
