@@ -30,6 +30,7 @@ SEEDS = (1, 2, 3)
 
 _CHUNKS, _MAX_CHUNK = 20, 50  # of steps between two looks of the host; at most so many batches are held in memory
 _CURVE_POINTS = 100
+_ABOUT = ("base", "weight_decay", "num_steps", "batch_size", "metric", "higher_is_better")  # for the reports
 _DIVERGED_FACTOR = 2.0  # a training loss that ends above this many times its start has not trained
 
 
@@ -61,7 +62,8 @@ def run(key: dict[str, Any], workload: Workload, results: store.Store, progress:
             cell = train(key, workload, progress)
         except Exception as error:
             cell = {"key": key, "error": f"{type(error).__name__}: {error}".split("\n")[0][:300], "diverged": True}
-        cell = store.finite({**cell, **store.circumstances()})
+        about = {name: getattr(workload, name) for name in _ABOUT}
+        cell = store.finite({**cell, "workload": about, **store.circumstances()})
         results.put(cell)
     return cell
 
@@ -90,7 +92,7 @@ def train(key: dict[str, Any], workload: Workload, progress: Progress | None = N
     method = methods.build(methods.parse(key["method"]), workload, num_steps)
     init_key, step_key = jax.random.split(jax.random.key(seed))
     params, model_state = workload.init(init_key)
-    state, step, full_params = start(workload, method, params, model_state)
+    state, step = start(workload, method, params, model_state)
     batches = batches_for(workload, method, seed, key["batch_size"])
 
     chunk = max(1, min(_MAX_CHUNK, num_steps // _CHUNKS))
@@ -119,7 +121,7 @@ def train(key: dict[str, Any], workload: Workload, progress: Progress | None = N
         progress.remove_task(task)
 
     curves = {name: np.array([float(record[name]) for record in records]) for name in records[0]}
-    evaluated = full_params(method.eval_params(state.optimizer, state.params))
+    evaluated = merge(method.eval_params(state.optimizer, state.params), state.frozen)
     splits = ["validation"] if seed == TUNING_SEED else ["validation", "test"]
     final = {split: workload.evaluate(evaluated, state.model, split) for split in splits}
     final["train_loss"] = float(np.mean(curves["loss"][-max(1, num_steps // 20) :]))
@@ -139,6 +141,7 @@ class TrainState(NamedTuple):
     """What a step changes; its buffers are donated."""
 
     params: Any  # the trained part, None where a leaf is frozen
+    frozen: Any  # the other part; an argument of the step, since XLA would fold it into the program otherwise
     model: Any
     optimizer: Any
     step: jax.Array
@@ -146,44 +149,51 @@ class TrainState(NamedTuple):
 
 def start(
     workload: Workload, method: methods.Method, params: Any, model_state: Any
-) -> tuple[TrainState, Callable[..., Any], Callable[[Any], Any]]:
-    """The state before the first step, the jitted step, and what completes the trained parameters to all of them.
+) -> tuple[TrainState, Callable[..., Any]]:
+    """The state before the first step, and the jitted step.
 
-    The step is `(state, batch, probe_batches, key) -> (state, scalars)`.
+    The step is `(state, batch, probe_batches, key) -> (state, scalars)`; it donates the buffers of the state.
     """
-    params, frozen = _partition(params, workload.trainable)
-
-    def full_params(trained):
-        return jax.tree.map(lambda t, f: f if t is None else t, trained, frozen, is_leaf=lambda x: x is None)
-
-    def loss_fn(trained, model, batch, key):
-        loss, model = workload.loss_fn(full_params(trained), model, batch, key)
-        return loss, model
+    loss_fn = loss_of(workload)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: TrainState, batch, probe_batches, key):
         key = jax.random.fold_in(key, state.step)
-        (loss, model), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state.model, batch, key)
 
         def own_batch(p):
-            return loss_fn(p, state.model, batch, key)[0]
+            return loss_fn(p, state, batch, key)
 
         def other_batches(p):
-            return jnp.mean(jax.lax.map(lambda other: loss_fn(p, state.model, other, key)[0], probe_batches))
+            return jnp.mean(jax.lax.map(lambda other: loss_fn(p, state, other, key)[0], probe_batches))
 
+        (loss, model), grads = jax.value_and_grad(own_batch, has_aux=True)(state.params)
         if method.probe_batches:
             extra: dict[str, Any] = {"value_fn": other_batches}
         else:
-            extra = {"value_fn": own_batch, "value": loss, "grad": grads}
+            extra = {"value_fn": lambda p: own_batch(p)[0], "value": loss, "grad": grads}
         updates, optimizer = method.transformation.update(grads, state.optimizer, state.params, **extra)
         scalars = {"loss": loss, "learning_rate": method.learning_rate(optimizer, state.step), **_probe(optimizer)}
-        new = TrainState(optax.apply_updates(state.params, updates), model, optimizer, state.step + 1)
+        new = TrainState(optax.apply_updates(state.params, updates), state.frozen, model, optimizer, state.step + 1)
         return new, scalars
 
-    # An optimizer may keep the first parameters; donated buffers must be its own.
-    optimizer = jax.tree.map(jnp.copy, method.transformation.init(params))
-    params, model_state = jax.tree.map(jnp.array, (params, model_state))
-    return TrainState(params, model_state, optimizer, jnp.zeros((), jnp.int32)), step, full_params
+    # Donated buffers must be the state's own, and an optimizer may keep the first parameters.
+    trained, frozen = _partition(params, workload.trainable)
+    state = TrainState(trained, frozen, model_state, method.transformation.init(trained), jnp.zeros((), jnp.int32))
+    return jax.tree.map(jnp.copy, state), step
+
+
+def loss_of(workload: Workload) -> Callable[..., Any]:
+    """`(trained, state, batch, key) -> (loss, new model state)`: the workload's loss at other trained parameters."""
+
+    def loss_fn(trained, state: TrainState, batch, key):
+        return workload.loss_fn(merge(trained, state.frozen), state.model, batch, key)
+
+    return loss_fn
+
+
+def merge(trained: Any, frozen: Any) -> Any:
+    """All parameters."""
+    return jax.tree.map(lambda t, f: f if t is None else t, trained, frozen, is_leaf=lambda x: x is None)
 
 
 def batches_for(workload: Workload, method: methods.Method, seed: int, batch_size: int) -> Iterator[tuple[Any, Any]]:

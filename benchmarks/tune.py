@@ -1,0 +1,88 @@
+"""Tunes the baseline as a critic would: a grid of learning rates for each schedule, on the validation split.
+
+Rates lie half a decade apart, at least six of them; where the best is the lowest or the highest that was tried, the
+grid grows on that side. One seed is spent on it, and no reported number comes from that seed.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from benchmarks import methods, runner, store
+from benchmarks.workload import Workload
+
+# Half-decades: a rate is 10 ** (k / 2).
+GRIDS = {"sgd": range(-6, 0), "adamw": range(-8, -2)}
+_LIMITS = (-14, 6)  # a grid that grows beyond has found no optimum
+
+
+def tune(
+    workload: Workload,
+    results: store.Store,
+    *,
+    schedules: Sequence[str] = methods.SCHEDULES,
+    **settings: Any,
+) -> dict[str, Any]:
+    """The best rate of each schedule and the best of all; cells that are finished already are not run again.
+
+    Args:
+      workload: what to tune on.
+      results: where the cells are, and `tuned.json`, to which the choice is added.
+      schedules: those to try.
+      **settings: of `runner.cell_key`, where they differ from the workload's own.
+
+    Returns:
+      `{"schedules": {name: {"method": ..., "cost": ...}}, "best": method}`, as in `tuned.json`.
+    """
+    cells: dict[str, dict[str, Any]] = {}
+
+    def cost_of(schedule: str, exponent: int) -> float:
+        spec = methods.Spec("baseline", {"learning_rate": 10 ** (exponent / 2), "schedule": schedule})
+        key = runner.cell_key(workload, spec, runner.TUNING_SEED, **settings)
+        (cells[key["method"]],) = runner.run_all([key], workload, results)
+        return cost(cells[key["method"]])
+
+    chosen = {}
+    for schedule in schedules:
+        exponent, lowest = search(functools.partial(cost_of, schedule), GRIDS[workload.base])
+        spec = methods.Spec("baseline", {"learning_rate": 10 ** (exponent / 2), "schedule": schedule})
+        chosen[schedule] = {"method": str(spec), "cost": lowest}
+    choice = {"schedules": chosen, "best": min(chosen.values(), key=lambda entry: entry["cost"])["method"]}
+    notes = results.note("tuned") or {}
+    notes.setdefault(workload.name, {})[setting_name(runner.cell_key(workload, "momo", 0, **settings))] = choice
+    results.set_note("tuned", notes)
+    return choice
+
+
+def search(cost_of: Callable[[int], Any], grid: Sequence[int]) -> tuple[int, Any]:
+    """The grid point of least cost and that cost, the grid growing by a point as long as the least is at an edge."""
+    costs = {point: cost_of(point) for point in grid}
+    while True:
+        best = min(costs, key=costs.__getitem__)
+        if best == min(costs) > _LIMITS[0]:
+            new = best - 1
+        elif best == max(costs) < _LIMITS[1]:
+            new = best + 1
+        else:
+            return best, costs[best]
+        costs[new] = cost_of(new)
+
+
+def cost(cell: dict[str, Any]) -> tuple[float, float]:
+    """What tuning minimises: the validation metric, with its sign, and the loss among equals."""
+    if cell["diverged"]:
+        return math.inf, math.inf
+    final = cell["final"]["validation"]
+    value = final[cell["workload"]["metric"]]
+    return (-value if cell["workload"]["higher_is_better"] else value), final["loss"]
+
+
+def choice(results: store.Store, workload: str, setting: str) -> dict[str, Any] | None:
+    """What `tune` chose for a workload under a setting (see `setting_name`); None where it has not been asked."""
+    return (results.note("tuned") or {}).get(workload, {}).get(setting)
+
+
+def setting_name(key: dict[str, Any]) -> str:
+    """Under what circumstances a cell was trained, as the entries of `tuned.json` are named."""
+    return f"batch {key['batch_size']}, {key['num_steps']} steps, {key['precision']}"
