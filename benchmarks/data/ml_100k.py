@@ -13,8 +13,8 @@ def load() -> list[np.ndarray]:
     path = data.locate("ml-100k", "u.data", "ml-100k.inter")
     table = np.loadtxt(path, delimiter="\t", skiprows=1 if path.suffix == ".inter" else 0).astype(np.int64)
     user, item, time = table[:, 0], table[:, 1], table[:, 3]
-    # Three of four ratings share their second with another. A fixed random order settles it, not the file's, which is no
-    # part of the data, and not the ids', from which the next film could be guessed.
+    # Three of four ratings share their second with another. A fixed random order settles it: the file's is no part of
+    # the data, and from that of the ids the next film could be guessed.
     tie = np.empty(len(table))
     tie[np.lexsort((item, user))] = np.random.default_rng(0).random(len(table))
     order = np.lexsort((tie, time, user))

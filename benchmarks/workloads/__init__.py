@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from benchmarks.workload import Workload
-from benchmarks.workloads import functions, language, recommendation, tabular, vision
+from benchmarks.workloads import functions, language, recommendation, tabular, understanding, vision
 
 WORKLOADS: dict[str, Callable[..., Workload]] = {
     workload.__name__: workload
@@ -16,6 +16,9 @@ WORKLOADS: dict[str, Callable[..., Workload]] = {
         language.gpt_sotu,
         recommendation.bert4rec_ml100k,
         vision.vit_fashion,
+        understanding.minilm_lora,
+        understanding.minilm_bitfit,
+        understanding.minilm_full,
         vision.deep_resnet_nonorm,
         functions.beale,
         functions.rosenbrock,

@@ -12,7 +12,7 @@ from benchmarks import workloads
 from benchmarks.workloads import _common
 
 LEARNING_RATES = {"sgd": 0.05, "adamw": 3e-3}
-SPECIAL_LEARNING_RATES: dict[str, float] = {}
+SPECIAL_LEARNING_RATES = {"beale": 1e-3, "rosenbrock": 1e-4, "minilm_lora": 3e-2, "minilm_bitfit": 3e-2}
 
 
 @functools.cache
