@@ -176,10 +176,11 @@ def start(
         new = TrainState(optax.apply_updates(state.params, updates), state.frozen, model, optimizer, state.step + 1)
         return new, scalars
 
-    # Donated buffers must be the state's own, and an optimizer may keep the first parameters.
+    # Donated buffers must be the state's own, and an optimizer may keep the first parameters. A weak type would turn
+    # into a strong one at the first step, and the second would be compiled anew.
     trained, frozen = _partition(params, workload.trainable)
     state = TrainState(trained, frozen, model_state, method.transformation.init(trained), jnp.zeros((), jnp.int32))
-    return jax.tree.map(jnp.copy, state), step
+    return jax.tree.map(lambda x: jnp.array(x, x.dtype), state), step
 
 
 def loss_of(workload: Workload) -> Callable[..., Any]:
