@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from benchmarks.workload import Workload
-from benchmarks.workloads import functions, language, recommendation, tabular, understanding, vision
+from benchmarks.workloads import detection, functions, language, recommendation, tabular, understanding, vision
 
 WORKLOADS: dict[str, Callable[..., Workload]] = {
     workload.__name__: workload
@@ -19,6 +19,7 @@ WORKLOADS: dict[str, Callable[..., Workload]] = {
         understanding.minilm_lora,
         understanding.minilm_bitfit,
         understanding.minilm_full,
+        detection.detector_scenes,
         vision.deep_resnet_nonorm,
         functions.beale,
         functions.rosenbrock,
