@@ -48,7 +48,6 @@ class Run(NamedTuple):
     test_accuracy: float
     seconds_per_step: float  # median over chunks, without the compilation
     history: dict[str, np.ndarray] | None  # gen_optax.metrics of each step
-    last_fit: Any  # the last accepted probe: its step, fit, step sizes, losses along the step, and the rate applied
 
 
 def main() -> None:
@@ -59,23 +58,26 @@ def main() -> None:
     arguments = parser.parse_args()
 
     data = load()
-    schedule = optax.cosine_decay_schedule(USUAL_RATE, NUM_STEPS)
+    cosine = optax.cosine_decay_schedule(USUAL_RATE, NUM_STEPS)
     methods = {
-        "GeN-AdamW": gen_optax.gen(optax.adamw(1.0), num_steps=NUM_STEPS),
-        "AdamW, usual rate": optax.adamw(USUAL_RATE),
-        "AdamW, cosine": optax.adamw(schedule),
+        "GeN-AdamW": (gen_optax.gen(optax.adamw(1.0), num_steps=NUM_STEPS), None),
+        "AdamW, usual rate": (optax.adamw(USUAL_RATE), lambda count: np.full(np.shape(count), USUAL_RATE)),
+        "AdamW, cosine": (optax.adamw(cosine), cosine),
     }
-    rates = [None, lambda t: np.full(np.shape(t), USUAL_RATE), schedule]
-    runs: dict[str, list[Run]] = {name: [] for name in methods}
+    runs: dict[str, list[Run]] = {}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns) as progress:
-        for (name, tx), rate in zip(methods.items(), rates, strict=True):
+        for name, (tx, schedule) in methods.items():
             task = progress.add_task(name, total=arguments.seeds * NUM_STEPS)
-            for seed in range(arguments.seeds):
-                runs[name].append(train(tx, rate, data, seed, functools.partial(progress.advance, task)))
+            trainer = Trainer(tx, schedule, data)
+            advance = functools.partial(progress.advance, task)
+            runs[name] = [trainer.run(seed, advance) for seed in range(arguments.seeds)]
+            history = runs[name][0].history
+            if history is not None:
+                probe = trainer.last_probe(0, history)
 
     Console(width=100).print(table(runs))
-    draw(runs, arguments.output)
+    draw(runs, probe, arguments.output)
     print(f"Curves and the last parabola: {arguments.output}")
 
 
@@ -93,67 +95,81 @@ def loss_fn(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(Net().apply(params, x), y).mean()
 
 
-def train(tx: Any, rate: Any, data: Any, seed: int, advance: Any) -> Run:
-    """One training run; `rate` is the schedule of the applied rate, None where GeN finds it."""
-    train_x, train_y, test_x, test_y = data
-    tx = optax.with_extra_args_support(tx)
+class Trainer:
+    """One method: compiled once, so that no step's time holds the compilation, and run with any seed."""
 
-    def step(carry, batch):
+    def __init__(self, tx: Any, schedule: Any, data: Any):
+        """`schedule` is that of the applied rate, None where GeN finds it."""
+        self.tx, self.schedule, self.data = optax.with_extra_args_support(tx), schedule, data
+        chunk = jax.jit(lambda carry, batches: jax.lax.scan(self.step, carry, batches), donate_argnums=0)
+        self.run_chunk = chunk.lower(self.start(0), jnp.zeros((CHUNK, BATCH_SIZE), int)).compile()
+
+    def start(self, seed: int) -> Any:
+        """Parameters and optimizer state before the first step."""
+        params = jax.jit(Net().init)(jax.random.key(seed), self.data[0][:1])
+        return params, self.tx.init(params)
+
+    def step(self, carry: Any, batch: jax.Array) -> Any:
+        """One training step on the images of these indices."""
         params, state = carry
-        x, y = train_x[batch], train_y[batch]
+        x, y = self.batch(batch)
         value, grads = jax.value_and_grad(loss_fn)(params, x, y)
-        updates, state = tx.update(grads, state, params, value=value, value_fn=loss_fn, x=x, y=y)
-        metrics = gen_optax.metrics(state) if rate is None else {}
+        updates, state = self.tx.update(grads, state, params, value=value, value_fn=loss_fn, x=x, y=y)
+        metrics = gen_optax.metrics(state) if self.schedule is None else {}
         return (optax.apply_updates(params, updates), state), (value, metrics)
 
-    generator = np.random.default_rng(seed)
-    batches = jnp.asarray([generator.choice(len(train_y), BATCH_SIZE, replace=False) for _ in range(NUM_STEPS)])
-    chunks = batches.reshape(-1, CHUNK, BATCH_SIZE)
+    def batch(self, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Training images and labels."""
+        return self.data[0][indices], self.data[1][indices]
 
-    def start():
-        params = jax.jit(Net().init)(jax.random.key(seed), train_x[:1])
-        return params, tx.init(params)
+    def chunks(self, seed: int) -> jax.Array:
+        """The indices of all batches of a run, shape `(NUM_STEPS / CHUNK, CHUNK, BATCH_SIZE)`."""
+        generator = np.random.default_rng(seed)
+        draws = [generator.choice(len(self.data[1]), BATCH_SIZE, replace=False) for _ in range(NUM_STEPS)]
+        return jnp.asarray(draws).reshape(-1, CHUNK, BATCH_SIZE)
 
-    chunk = jax.jit(lambda carry, batches: jax.lax.scan(step, carry, batches), donate_argnums=0)
-    run_chunk = chunk.lower(start(), chunks[0]).compile()  # so that no step's time holds the compilation
-    carry, outputs, seconds = start(), [], []
-    for indices in chunks:
-        started = time.perf_counter()
-        carry, output = jax.block_until_ready(run_chunk(carry, indices))
-        seconds.append((time.perf_counter() - started) / CHUNK)
-        outputs.append(output)
-        advance(CHUNK)
-    params = carry[0]
-    losses, history = jax.tree.map(lambda *x: np.concatenate(x), *outputs)
-    last_fit = None
-    if rate is None:
-        # Go again to where the last accepted probe was made. It looked back: from the parameters before the last step
-        # along that step, on the batch of the step to come.
+    def run(self, seed: int, advance: Any) -> Run:
+        """One training run; `advance` is told of the steps that are done."""
+        carry, outputs, seconds = self.start(seed), [], []
+        for indices in self.chunks(seed):
+            started = time.perf_counter()
+            carry, output = jax.block_until_ready(self.run_chunk(carry, indices))
+            seconds.append((time.perf_counter() - started) / CHUNK)
+            outputs.append(output)
+            advance(CHUNK)
+        losses, history = jax.tree.map(lambda *x: np.concatenate(x), *outputs)
+        train_x, train_y, test_x, test_y = self.data
+        predictions = jnp.argmax(jnp.asarray(Net().apply(carry[0], test_x)), -1)
+        found = self.schedule is None
+        return Run(
+            losses=losses,
+            learning_rates=history["applied_learning_rate"]
+            if found
+            else np.asarray(self.schedule(np.arange(NUM_STEPS))),
+            train_loss=float(loss_fn(carry[0], train_x, train_y)),
+            test_accuracy=float(jnp.mean(predictions == test_y)),
+            seconds_per_step=float(np.median(seconds)),
+            history=history if found else None,
+        )
+
+    def last_probe(self, seed: int, history: dict[str, np.ndarray]) -> tuple[int, Any, Any, Any, float]:
+        """The last accepted probe of a run: its step, fit, step sizes, losses along the step, and the applied rate."""
         probed = int(np.flatnonzero(np.diff(history["num_accepted"], prepend=0))[-1])
-        carry, jitted_step = start(), jax.jit(step)
-        for indices in chunks[: probed // CHUNK]:
-            carry, _ = run_chunk(carry, indices)
-        for indices in chunks[probed // CHUNK, : probed % CHUNK]:
-            carry, _ = jitted_step(carry, indices)
-        ahead, state = carry
-        behind = optax.tree.get(state, "memory").params
-        applied = optax.tree.get(state, "applied_learning_rate")
-        direction = jax.tree.map(lambda new, old: (new - old) / applied, ahead, behind)
         fit = {name: column[probed] for name, column in history.items()}
+        # Run again up to there. The probe looked back: from the parameters before the last step along that step, on the
+        # batch of the step to come.
+        carry, chunks, step = self.start(seed), self.chunks(seed), jax.jit(self.step)
+        for indices in chunks[: probed // CHUNK]:
+            carry, _ = self.run_chunk(carry, indices)
+        for indices in chunks[probed // CHUNK, : probed % CHUNK]:
+            carry, _ = step(carry, indices)
+        ahead, state = carry
+        behind, applied = state[-1].memory.params, state[-1].applied_learning_rate
+        direction = jax.tree.map(lambda new, old: (new - old) / applied, ahead, behind)
         step_sizes = jnp.maximum(applied, fit["optimal_learning_rate"]) * jnp.linspace(-0.5, 2, 17)
-        x, y = train_x[batches[probed]], train_y[batches[probed]]
-        along = gen_optax.probe_losses(lambda w: loss_fn(w, x, y), behind, direction, step_sizes)
-        last_fit = probed + 1, fit, step_sizes, along, float(applied)
-    predictions = jnp.argmax(jnp.asarray(Net().apply(params, test_x)), -1)
-    return Run(
-        losses=losses,
-        learning_rates=history["applied_learning_rate"] if rate is None else np.asarray(rate(np.arange(NUM_STEPS))),
-        train_loss=float(loss_fn(params, train_x, train_y)),
-        test_accuracy=float(jnp.mean(predictions == test_y)),
-        seconds_per_step=float(np.median(seconds)),
-        history=history if rate is None else None,
-        last_fit=last_fit,
-    )
+        x, y = self.batch(chunks[probed // CHUNK, probed % CHUNK])
+        losses = gen_optax.probe_losses(lambda w: loss_fn(w, x, y), behind, direction, step_sizes)
+        return probed + 1, fit, step_sizes, losses, float(applied)
 
 
 def table(runs: dict[str, list[Run]]) -> Table:
@@ -179,7 +195,7 @@ def table(runs: dict[str, list[Run]]) -> Table:
     return result
 
 
-def draw(runs: dict[str, list[Run]], path: pathlib.Path) -> None:
+def draw(runs: dict[str, list[Run]], probe: tuple[int, Any, Any, Any, float], path: pathlib.Path) -> None:
     """Loss and learning-rate curves of the first seed, and the last parabola with the loss measured along the step."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt  # after the backend is chosen
@@ -198,7 +214,7 @@ def draw(runs: dict[str, list[Run]], path: pathlib.Path) -> None:
     left.legend(frameon=False)
     middle.set(xlabel="step", ylabel="learning rate as applied", yscale="log", title="Learning rate")
 
-    at, fit, step_sizes, losses, applied = next(iter(runs.values()))[0].last_fit
+    at, fit, step_sizes, losses, applied = probe
     plot.parabola(fit, step_sizes, losses, learning_rate=applied, ax=right)
     right.set_title(f"The last accepted probe, at step {at}")
     figure.savefig(path, dpi=120)
