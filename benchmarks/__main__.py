@@ -102,15 +102,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _study(options: argparse.Namespace) -> Study:
-    from benchmarks.workloads import get
-
     return Study(
         results=_results(options),
-        load=functools.partial(get, tiny=options.tiny),
+        load=_load(options.tiny),
         workloads=tuple(options.workloads),
         seeds=tuple(vars(options).get("seeds", ())),
         tiny=options.tiny,
     )
+
+
+def _load(tiny: bool):
+    from benchmarks.workloads import get
+
+    return functools.partial(get, tiny=tiny)
 
 
 def _results(options: argparse.Namespace) -> store.Store:

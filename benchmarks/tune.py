@@ -33,26 +33,29 @@ def tune(
       **settings: of `runner.cell_key`, where they differ from the workload's own.
 
     Returns:
-      `{"schedules": {name: {"method": ..., "cost": ...}}, "best": method}`, as in `tuned.json`.
+      As `choice` does.
     """
-    cells: dict[str, dict[str, Any]] = {}
 
-    def cost_of(schedule: str, exponent: int) -> float:
-        spec = methods.Spec("baseline", {"learning_rate": 10 ** (exponent / 2), "schedule": schedule})
-        key = runner.cell_key(workload, spec, runner.TUNING_SEED, **settings)
-        (cells[key["method"]],) = runner.run_all([key], workload, results)
-        return cost(cells[key["method"]])
+    def method(schedule: str, exponent: int) -> str:
+        return str(methods.Spec("baseline", {"learning_rate": 10 ** (exponent / 2), "schedule": schedule}))
 
-    chosen = {}
+    def key_of(schedule: str, exponent: int) -> dict[str, Any]:
+        return runner.cell_key(workload, method(schedule, exponent), runner.TUNING_SEED, **settings)
+
+    def cost_of(schedule: str, exponent: int) -> tuple[float, float]:
+        key = key_of(schedule, exponent)
+        return cost(results.find(key) or runner.run_all([key], workload, results)[0])
+
+    grid = GRIDS[workload.base]
+    runner.run_all([key_of(schedule, exponent) for schedule in schedules for exponent in grid], workload, results)
+    setting = setting_name(runner.cell_key(workload, "momo", runner.TUNING_SEED, **settings))
     for schedule in schedules:
-        exponent, lowest = search(functools.partial(cost_of, schedule), GRIDS[workload.base])
-        spec = methods.Spec("baseline", {"learning_rate": 10 ** (exponent / 2), "schedule": schedule})
-        chosen[schedule] = {"method": str(spec), "cost": lowest}
-    choice = {"schedules": chosen, "best": min(chosen.values(), key=lambda entry: entry["cost"])["method"]}
-    notes = results.note("tuned") or {}
-    notes.setdefault(workload.name, {})[setting_name(runner.cell_key(workload, "momo", 0, **settings))] = choice
-    results.set_note("tuned", notes)
-    return choice
+        exponent, lowest = search(functools.partial(cost_of, schedule), grid)
+        notes = results.note("tuned") or {}
+        entry = {"method": method(schedule, exponent), "cost": lowest}
+        notes.setdefault(workload.name, {}).setdefault(setting, {})[schedule] = entry
+        results.set_note("tuned", notes)
+    return choice(results, workload.name, setting, schedules)
 
 
 def search(cost_of: Callable[[int], Any], grid: Sequence[int]) -> tuple[int, Any]:
@@ -78,9 +81,23 @@ def cost(cell: dict[str, Any]) -> tuple[float, float]:
     return (-value if cell["workload"]["higher_is_better"] else value), final["loss"]
 
 
-def choice(results: store.Store, workload: str, setting: str) -> dict[str, Any] | None:
-    """What `tune` chose for a workload under a setting (see `setting_name`); None where it has not been asked."""
-    return (results.note("tuned") or {}).get(workload, {}).get(setting)
+def choice(
+    results: store.Store, workload: str, setting: str, schedules: Sequence[str] = methods.SCHEDULES
+) -> dict[str, Any] | None:
+    """What `tune` found, by `tuned.json`; None where a schedule has not been tuned under this `setting_name`.
+
+    Returns:
+      `{"schedules": {name: {"method": ..., "cost": ...}}, "best": method}`.
+    """
+    known = (results.note("tuned") or {}).get(workload, {}).get(setting, {})
+    if not set(schedules) <= set(known):
+        return None
+    chosen = {schedule: known[schedule] for schedule in schedules}
+
+    def cost_of(entry):  # JSON has no infinity
+        return [math.inf if part is None else part for part in entry["cost"]]
+
+    return {"schedules": chosen, "best": min(chosen.values(), key=cost_of)["method"]}
 
 
 def setting_name(key: dict[str, Any]) -> str:

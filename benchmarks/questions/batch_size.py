@@ -41,14 +41,14 @@ def report(results: store.Store) -> str | None:
         by_setting = pages.grouped(cells, lambda cell: tune.setting_name(cell["key"]))
         by_size = {}
         for name, group in by_setting.items():
-            choice = tune.choice(results, workload, name)
-            if choice is not None and list(choice["schedules"]) == [_SCHEDULE]:
+            choice = tune.choice(results, workload, name, (_SCHEDULE,))
+            if choice is not None:
                 names = {choice["best"]: _BASELINE, **{method: method for method in METHODS}}
                 seen = pages.grouped(group, lambda cell: cell["key"]["method"])
                 by_size[group[0]["key"]["batch_size"]] = {
                     label: seen[method] for method, label in names.items() if method in seen
                 }
-        if by_size:
+        if len(by_size) > 1:
             parts.append(_section(results, workload, dict(sorted(by_size.items()))))
     return "\n\n".join(parts) or None
 
@@ -67,13 +67,17 @@ def _section(results, workload, by_size):
                     name if rate is None else f"{name} ({pages.number(rate)})",
                     pages.mean_and_spread([cell["final"]["test"][metric] for cell in alive]),
                     pages.mean_and_spread([cell["final"]["test"]["loss"] for cell in alive]),
-                    pages.mean_and_spread([max(filter(None, cell["curves"]["learning_rate"])) for cell in alive], 3),
+                    pages.mean_and_spread([_highest_rate(cell) for cell in alive], 3),
                     pages.outcome(cells),
                 ]
             )
     picture = _draw(results, workload, by_size)
     header = ["batch size", "steps", "method", f"test {metric}", "test loss", "highest learning rate", "seeds"]
     return f"## {workload}\n\n![{workload}]({picture})\n\n" + pages.table(header, lines)
+
+
+def _highest_rate(cell):
+    return max((rate for rate in cell["curves"]["learning_rate"] if rate is not None), default=None)
 
 
 def _draw(results, workload, by_size):

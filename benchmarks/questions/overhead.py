@@ -35,7 +35,7 @@ _NOTE = "overhead"
 def run(study: Study) -> None:
     """Every Phi at a million parameters, and Phi = 1 and 8 at the other sizes."""
     if study.tiny:
-        plan = [(10**4, (1, 2), 2)]
+        plan = [(10**4, (2,), 2)]
     else:
         plan = [
             (10**6, (1, 2, 4, 8, 16, 32), 15),

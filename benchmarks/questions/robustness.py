@@ -1,8 +1,8 @@
-"""Robustness: base optimizers, batch sizes and precisions, in all combinations.
+"""Robustness: does GeN train any base optimizer, at any batch size and precision?
 
-GeN at its defaults with a horizon. A run trains if its training loss ends below a given part of where it began.
-Instability is the mean of abs(log) of the ratio of the learning rate from one probe to the next. Sophia and Muon come
-from optax.contrib; optax has no Shampoo and no SOAP.
+All combinations of them, GeN at its defaults with a horizon. A run trains if its training loss ends below a given part
+of where it began. Instability is the mean of abs(log) of the ratio of the learning rate from one probe to the next.
+Sophia and Muon come from optax.contrib; optax has no Shampoo and no SOAP.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ _TRAINED = 0.5
 
 def run(study: Study) -> None:
     """Trains all combinations."""
-    bases = list(methods.BASES)[:2] if study.tiny else list(methods.BASES)
+    bases = list(methods.BASES)[:1] if study.tiny else list(methods.BASES)
     for workload in study.chosen(WORKLOADS):
         for precision in PRECISIONS[:2] if study.tiny else PRECISIONS:
             for factor in (1,) if study.tiny else _FACTORS:

@@ -60,7 +60,7 @@ def step_of(spec, workload, num_steps=40):
     return method, state, step, runner.batches_for(workload, method, 0, 16)
 
 
-@pytest.mark.parametrize("spec", [*methods.QUALITY, "gen_horizon:base=sophia"])
+@pytest.mark.parametrize("spec", methods.QUALITY)
 def test_every_method_steps(spec):
     workload = toy(base="sgd" if spec == "lqa" else "adamw")
     method, state, step, batches = step_of(spec, workload)

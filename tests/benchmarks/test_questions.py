@@ -1,0 +1,165 @@
+"""Every question on a small workload: it measures, goes on where it stopped, and has a page."""
+
+import pytest
+from toy import toy
+
+from benchmarks import __main__ as command_line
+from benchmarks import methods, questions, runner, store, tune
+from benchmarks.questions import Study, authors, batch_size, overhead, quality, robustness, scale, sensitivity
+
+
+@pytest.fixture
+def study(tmp_path):
+    return Study(
+        results=store.Store(tmp_path),
+        load=lambda name: toy(name=name, num_steps=4),
+        workloads=("toy",),
+        seeds=(1,),
+        tiny=True,
+    )
+
+
+def finished(study, monkeypatch):
+    """Runs a question again, with nothing left to train."""
+    monkeypatch.setattr(runner, "train", lambda *_: pytest.fail("trained again"))
+    return study
+
+
+def test_quality(study, monkeypatch):
+    monkeypatch.setattr(methods, "QUALITY", ("momo",))
+    monkeypatch.setattr(tune, "GRIDS", {"adamw": range(-4, -3)})
+    monkeypatch.setattr(tune, "_LIMITS", (-4, -4))
+    quality.run(study)
+    quality.run(finished(study, monkeypatch))
+    text = quality.report(study.results)
+    assert "tuned baseline" in text
+    assert "warmup, cosine baseline" in text
+    assert "| momo |" in text
+
+
+def test_sensitivity(study, monkeypatch):
+    sensitivity.run(study)
+    sensitivity.run(finished(study, monkeypatch))
+    text = sensitivity.report(study.results)
+    assert "## Initial rate\n" in text
+    assert "| 1e-08 | toy |" in text
+
+
+def test_every_value_of_every_factor_can_be_built():
+    for values in sensitivity.plan().values():
+        assert len(set(values.values())) == len(values)
+        for method in values.values():
+            methods.build(methods.parse(method), toy(), 10)
+
+
+def test_batch_size(study, monkeypatch):
+    monkeypatch.setattr(batch_size, "METHODS", ("momo",))
+    monkeypatch.setattr(tune, "GRIDS", {"adamw": range(-4, -3)})
+    monkeypatch.setattr(tune, "_LIMITS", (-4, -4))
+    batch_size.run(study)
+    batch_size.run(finished(study, monkeypatch))
+    text = batch_size.report(study.results)
+    assert "| 8 | 8 | tuned baseline (0." in text
+    assert "| 16 | 4 | momo |" in text
+
+
+def test_steps_for_a_batch_size():
+    workload = toy(num_steps=400, batch_size=64)
+    assert [batch_size.steps(workload, size) for size in (4, 16, 64, 128, 4096)] == [1600, 1600, 400, 200, 50]
+
+
+def test_breakdown_on_a_parabola(study):
+    """Where the loss is a parabola, the prediction is exact, and the page says so."""
+    import jax.numpy as jnp
+
+    from benchmarks.questions import breakdown
+
+    def loss_fn(params, model_state, batch, key):
+        return 1 + jnp.sum((params["w1"] - batch["x"].mean()) ** 2), model_state
+
+    study = Study(study.results, lambda name: toy(num_steps=12, loss_fn=loss_fn), ("toy",), (1,), tiny=True)
+    breakdown.run(study)
+    (row,) = study.results.note("breakdown")
+    assert row["steps"] == list(range(12))
+    assert breakdown._error(breakdown._part(row, 2)["own"]) < 0.05
+    assert sum(row["statuses"].values()) >= 11
+    text = breakdown.report(study.results)
+    assert "| toy | gen_horizon | early |" in text
+
+
+def test_robustness(study, monkeypatch):
+    robustness.run(study)
+    robustness.run(finished(study, monkeypatch))
+    text = robustness.report(study.results)
+    assert "| toy | sgd | 16 | mixed |" in text
+
+
+def test_overhead_counts_memory(study):
+    overhead.run(study)
+    rows = study.results.note("overhead")
+    probes = rows[0]["probes"]
+    # A copy of the parameters is what looking back costs; one candidate at a time costs nothing.
+    assert probes["retrospective"]["memory_ratio"] > 1.1
+    assert probes["three points, map"]["memory_ratio"] < probes["three points, vmap"]["memory_ratio"]
+    assert "1 + kF / (Φ S)" in overhead.report(study.results)
+
+
+def test_scale_counts_what_a_probe_costs(study):
+    scale.run(study)
+    text = scale.report(study.results)
+    base, probe = study.results.note("scale")
+    assert base["collectives"]["all-gather"]["count"] > 0
+    gathered = [row["collectives"]["all-gather"]["count"] for row in (base, probe)]
+    assert gathered[1] > gathered[0]
+    assert 1.1 < probe["flops"] / base["flops"] < 1.5  # a forward pass beside forward, backward and recomputation
+    assert "| 2 | retrospective |" in text
+
+
+def test_the_account_of_a_program_counts_loops():
+    program = """HloModule m
+%body (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %p = (s32[], f32[8,4]{1,0}) parameter(0)
+  %x = f32[8,4]{1,0} get-tuple-element(%p), index=1
+  %g = f32[16,4]{1,0} all-gather(%x), dimensions={0}
+  %d = f32[16,16]{1,0} dot(%g, %g), lhs_contracting_dims={1}, rhs_contracting_dims={1}
+}
+ENTRY %main (a: f32[8,4]) -> f32[] {
+  %a = f32[8,4]{1,0} parameter(0)
+  %w = (s32[], f32[8,4]{1,0}) while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  ROOT %r = f32[] all-reduce(%s), to_apply=%sum
+}
+"""
+    seen = scale.account(program)
+    assert seen["collectives"]["all-gather"] == {"count": 5, "bytes": 5 * 16 * 4 * 4}
+    assert seen["collectives"]["all-reduce"] == {"count": 1, "bytes": 4}
+    assert seen["flops"] == 5 * 2 * 16 * 16 * 4
+
+
+def test_authors_trace_agrees_with_theirs(study):
+    pytest.importorskip("torch")
+    pytest.importorskip("GeN")
+    authors.run(study)
+    (row,) = study.results.note("authors")
+    assert row["ours"] == pytest.approx(row["theirs"], rel=1e-3)
+    assert "plain SGD" in authors.report(study.results)
+
+
+@pytest.mark.parametrize("name", questions.NAMES)
+def test_every_question_says_what_it_asks_and_has_nothing_to_say_yet(name, tmp_path):
+    module = questions.module(name)
+    assert module.__doc__.split("\n")[0].endswith("?")
+    assert module.report(store.Store(tmp_path)) is None
+
+
+def test_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command_line, "_load", lambda tiny: lambda name: toy(name=name, num_steps=2))
+    results = ["--results", str(tmp_path)]
+    command_line.main(["run", "--workloads", "toy", "--methods", "momo", "--seeds", "1", *results])
+    assert "toy  momo  seed 1  test loss" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="Unknown method 'mumu'"):
+        command_line.main(["run", "--workloads", "toy", "--methods", "mumu", *results])
+    command_line.main(["report", *results])
+    assert str(tmp_path / "runs.md") in capsys.readouterr().out
+    command_line.main(["list"])
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in (*methods.FAMILIES, *questions.NAMES))
