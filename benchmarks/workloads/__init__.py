@@ -3,7 +3,16 @@
 from collections.abc import Callable
 
 from benchmarks.workload import Workload
-from benchmarks.workloads import detection, functions, language, recommendation, tabular, understanding, vision
+from benchmarks.workloads import (
+    detection,
+    functions,
+    language,
+    recommendation,
+    tabular,
+    transfer,
+    understanding,
+    vision,
+)
 
 WORKLOADS: dict[str, Callable[..., Workload]] = {
     workload.__name__: workload
@@ -12,6 +21,7 @@ WORKLOADS: dict[str, Callable[..., Workload]] = {
         tabular.logreg_fullbatch,
         tabular.logreg_minibatch,
         vision.resnet_fashion,
+        transfer.efficientnet_finetune,
         language.gpt_moby,
         language.gpt_sotu,
         recommendation.bert4rec_ml100k,
