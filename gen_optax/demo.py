@@ -153,8 +153,12 @@ class Trainer:
         )
 
     def last_probe(self, seed: int, history: dict[str, np.ndarray]) -> tuple[int, Any, Any, Any, float]:
-        """The last accepted probe of a run: its step, fit, step sizes, losses along the step, and the applied rate."""
-        probed = int(np.flatnonzero(np.diff(history["num_accepted"], prepend=0))[-1])
+        """The last accepted probe of a run, with its step, fit, step sizes, losses along the step, and the applied rate.
+
+        Of the first three quarters, that is: near the end of the decay nothing is left to see along a step.
+        """
+        accepted = np.flatnonzero(np.diff(history["num_accepted"], prepend=0))
+        probed = int(accepted[accepted < NUM_STEPS * 3 // 4][-1])
         fit = {name: column[probed] for name, column in history.items()}
         # Run again up to there. The probe looked back: from the parameters before the last step along that step, on the
         # batch of the step to come.
@@ -216,7 +220,7 @@ def draw(runs: dict[str, list[Run]], probe: tuple[int, Any, Any, Any, float], pa
 
     at, fit, step_sizes, losses, applied = probe
     plot.parabola(fit, step_sizes, losses, learning_rate=applied, ax=right)
-    right.set_title(f"The last accepted probe, at step {at}")
+    right.set_title(f"An accepted probe, at step {at}")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
