@@ -153,7 +153,7 @@ class Trainer:
         )
 
     def last_probe(self, seed: int, history: dict[str, np.ndarray]) -> tuple[int, Any, Any, Any, float]:
-        """The last accepted probe of a run, with its step, fit, step sizes, losses along the step, and the applied rate.
+        """The last accepted probe of a run: its step, fit, step sizes, losses along the step, and the rate applied.
 
         Of the first three quarters, that is: near the end of the decay nothing is left to see along a step.
         """
