@@ -30,7 +30,7 @@ from gen_optax import _arithmetic, _axes, _fit, _loss
 
 # A loss is trusted to this many units in its last place: a mean over a batch after some dozens of layers loses a few.
 _ROUNDING_ULPS = 8
-# A slope is a difference already, so its rounding is relative to itself; benchmarks/precision.py measures it.
+# A slope is a difference already, so its rounding is relative to itself.
 _SLOPE_ULPS = 2
 
 

@@ -1,0 +1,239 @@
+"""What GeN costs, by count: forward passes traced and executed, XLA's FLOPs, XLA's bytes."""
+
+import jax
+import jax.extend as jex
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import KINDS, PROBES, gen_state
+
+import gen_optax
+
+# probe: forward passes at a due step, with value and grad at hand, and without.
+COSTS = {
+    "three points": (gen_optax.finite_difference(), 2, 3),
+    "map": (gen_optax.finite_difference(batching="map"), 2, 3),
+    "without the centre": (gen_optax.finite_difference((-1.0, 0.5, 1.0)), 3, 3),
+    "five points": (gen_optax.finite_difference((-1.0, -0.5, 0.0, 0.5, 1.0)), 4, 5),
+    "free slope": (gen_optax.finite_difference(free_slope=True), 1, None),
+    "checked free slope": (gen_optax.finite_difference((0.5, 1.0), free_slope=True), 2, None),
+    "retrospective": (gen_optax.retrospective(), 1, None),
+}
+
+
+def executed(tx, steps, given, rate_known=True):
+    """How often the loss runs in each step, counted by a callback that is not part of the library."""
+    calls = []
+
+    def loss_fn(w):
+        jax.debug.callback(lambda _: calls.append(1), w[0])  # with an operand: once for each point under vmap
+        return jnp.sum((w - 1.0) ** 2)
+
+    def plain(w):
+        return jnp.sum((w - 1.0) ** 2)
+
+    @jax.jit
+    def step(w, state):
+        value, grad = jax.value_and_grad(plain)(w)
+        extra = {"value": value, "grad": grad} if given else {}
+        updates, state = tx.update(grad, state, w, value_fn=loss_fn, **extra)
+        return optax.apply_updates(w, updates), state
+
+    w = jnp.zeros(3)
+    state = tx.init(w)
+    counts = []
+    for _ in range(steps):
+        w, state = jax.block_until_ready(step(w, state))
+        jax.effects_barrier()
+        counts.append(len(calls))
+        calls.clear()
+    return counts, state
+
+
+@pytest.mark.parametrize("name", COSTS)
+@pytest.mark.parametrize("given", [True, False])
+def test_forward_passes_that_run(name, given):
+    """None at a step that is not due; one, two, n at one that is."""
+    probe, with_value, without = COSTS[name]
+    expected = with_value if given else without
+    if expected is None:
+        pytest.skip("needs grad, or costs a derivative without it")
+    tx = optax.chain(optax.sgd(1.0), gen_optax.scale_by_gen(0.1, probe, every=3))
+    counts, _ = executed(tx, 7, given)
+    assert counts == [0, 0, expected, 0, 0, expected, 0]
+
+
+def test_an_overshoot_costs_one_more_probe_and_then_none():
+    """Probes at every call while the rate falls, and the regular rhythm after it."""
+
+    def cliff(w):
+        return jnp.where(jnp.abs(w) < 2, (w - 1.0) ** 2, jnp.nan)
+
+    tx = gen_optax.gen_sgd(init_learning_rate=500.0, probe=gen_optax.finite_difference(), every=4)
+    step = jax.jit(lambda w, s: tx.update(2 * (w - 1.0), s, w, value=cliff(w), value_fn=cliff))
+    w = jnp.zeros(())
+    state = tx.init(w)
+    state = (*state[:-1], state[-1]._replace(count=jnp.int32(3)))
+    probes = []
+    for _ in range(8):
+        updates, state = step(w, state)
+        w = w + updates
+        probes.append(int(gen_state(state).info.num_probes))
+    # 500, 50, 5 overshoot; 0.5 is good. Calls 4, 5, 6, 7 probe, then 8, which is due, then 12.
+    assert probes == [1, 2, 3, 4, 5, 5, 5, 5]
+
+
+def count_in_jaxpr(jaxpr, name, inside_cond=True):
+    """Equations of a primitive in a jaxpr and, if told so, in the branches of its conds."""
+    total = 0
+    for equation in jaxpr.eqns:
+        total += equation.primitive.name == name
+        if equation.primitive.name == "cond" and not inside_cond:
+            continue
+        for sub in jex.core.jaxprs_in_params(equation.params):
+            total += count_in_jaxpr(sub, name, inside_cond)
+    return total
+
+
+WIDTH = 64
+X = np.random.default_rng(0).normal(size=(16, WIDTH)).astype(np.float32)
+
+
+def network_loss(w):
+    """Two matrix products that dominate everything else."""
+    return jnp.mean((jnp.tanh(X @ w["a"]) @ w["b"] - 1.0) ** 2)
+
+
+PARAMS = {"a": jnp.full((WIDTH, WIDTH), 0.01), "b": jnp.full((WIDTH, WIDTH), 0.01)}
+NUMBER = 2 * WIDTH * WIDTH
+
+
+def step_fn(tx):
+    def step(w, state):
+        loss, grad = jax.value_and_grad(network_loss)(w)
+        extra = {"value": loss, "grad": grad, "value_fn": network_loss}
+        updates, state = optax.with_extra_args_support(tx).update(grad, state, w, **extra)
+        return optax.apply_updates(w, updates), state
+
+    return step
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_traced_evaluations(name):
+    """Outside of lax.cond the step holds the matrix products of the gradient and not one more."""
+
+    def traced(tx, inside_cond):
+        jaxpr = jax.make_jaxpr(step_fn(tx))(PARAMS, tx.init(PARAMS)).jaxpr
+        return count_in_jaxpr(jaxpr, "dot_general", inside_cond)
+
+    for rate in (0.1, None):
+        tx = optax.chain(optax.sgd(1.0), gen_optax.scale_by_gen(rate, KINDS[name], every=3))
+        assert traced(tx, inside_cond=False) == traced(optax.sgd(1.0), inside_cond=True)
+        assert traced(tx, inside_cond=True) > traced(tx, inside_cond=False)
+
+
+def compiled(tx, count):
+    """The compiled step of one call, whose number is a constant: XLA then knows whether a probe is due."""
+    *base, state = tx.init(PARAMS)
+
+    def step(w, memory, learning_rate):
+        here = state._replace(count=jnp.int32(count), memory=memory, learning_rate=learning_rate)
+        return step_fn(tx)(w, (*base, here))
+
+    return jax.jit(step).lower(PARAMS, state.memory, state.learning_rate).compile()
+
+
+def flops(program):
+    return program.cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_flops(name):
+    """XLA's own count: nothing at a step that is not due, n forward passes at one that is.
+
+    A probe that looks back cannot know the loss beforehand: a NaN makes any step due. So XLA keeps the branch.
+    """
+    probe, forwards, _ = COSTS[name]
+    forward = flops(jax.jit(network_loss).lower(PARAMS).compile())
+    tx = optax.chain(optax.sgd(1.0), gen_optax.scale_by_gen(0.1, probe, every=4))
+    plain = flops(jax.jit(step_fn(optax.sgd(1.0))).lower(PARAMS, optax.sgd(1.0).init(PARAMS)).compile())
+    small = 8 * NUMBER  # element-wise passes over the parameters: moving and scaling them
+    assert forward > 10 * NUMBER
+    idle, due = flops(compiled(tx, count=1)), flops(compiled(tx, count=3))
+    if name == "retrospective":
+        assert idle - plain <= forwards * forward + 2 * small  # the branch that is not taken is counted as well
+    else:
+        assert 0 <= idle - plain <= small
+    if name == "map":
+        return  # XLA counts the body of a loop once
+    assert abs(due - plain - forwards * forward) <= (forwards + 1) * small
+
+
+def test_exact_costs_about_three_forward_passes():
+    forward = flops(jax.jit(network_loss).lower(PARAMS).compile())
+    tx = optax.chain(optax.sgd(1.0), gen_optax.scale_by_gen(0.1, gen_optax.exact(), every=4))
+    extra = flops(compiled(tx, count=3)) - flops(compiled(tx, count=1))
+    assert 2 * forward < extra < 5 * forward
+
+
+def temporaries(probe, **options):
+    """Bytes of scratch memory that a due step takes beyond those of the same step without a probe."""
+    tx = gen_optax.scale_by_gen(0.1, probe, **options)
+    state = tx.init(PARAMS)
+
+    def update(u, w, value):
+        return tx.update(u, state, w, value=value, value_fn=network_loss)
+
+    program = jax.jit(update).lower(PARAMS, PARAMS, jnp.float32(0)).compile()
+    return program.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("points", [3, 7])
+def test_map_holds_one_copy_of_the_parameters_and_vmap_one_each(points):
+    candidates = tuple(np.linspace(-1, 1, points))
+    copy = 4 * NUMBER
+    activations = 2 * 4 * 16 * WIDTH + 4096
+    one = temporaries(gen_optax.finite_difference(candidates, "map"), every=1)
+    many = temporaries(gen_optax.finite_difference(candidates, "vmap"), every=1)
+    assert one <= copy + activations
+    assert many >= (points - 1) * copy
+
+
+@pytest.mark.parametrize("name", [n for n in PROBES if n != "retrospective"])
+@pytest.mark.parametrize("smooth", ["log", "coefficients"])
+def test_the_state_is_a_few_scalars(name, smooth):
+    """Bytes of it, whatever the size of the model."""
+    state = gen_optax.scale_by_gen(0.1, PROBES[name], smooth=smooth).init(PARAMS)
+    assert sum(x.nbytes for x in jax.tree.leaves(state)) <= 80
+    assert all(x.shape == () for x in jax.tree.leaves(state))
+
+
+def test_retrospective_keeps_one_copy_and_no_more():
+    state = gen_optax.scale_by_gen(0.1, gen_optax.retrospective()).init(PARAMS)
+    large = [x for x in jax.tree.leaves(state) if x.size > 1]
+    assert sum(x.nbytes for x in large) == sum(x.nbytes for x in jax.tree.leaves(PARAMS))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_cold_start_ends(name):
+    """About ten forward passes in the first call; after the search, probes at the usual rhythm."""
+    probe = KINDS[name]
+    tx = optax.chain(optax.sgd(1.0), gen_optax.scale_by_gen(probe=probe, every=10))
+    counts, state = executed(tx, 80, given=True)
+    assert 4 <= counts[0] <= 25
+    assert max(counts[1:]) <= 3
+    num_probes = gen_state(state).info.num_probes
+    late = counts[-20:]
+    if name != "exact":
+        assert sum(c > 0 for c in late) == 2
+    assert num_probes < 70
+
+
+def test_no_host_callback_and_no_python_state():
+    """Pure: the step is a jaxpr without effects."""
+    for probe in PROBES.values():
+        tx = optax.chain(optax.adam(1.0), gen_optax.scale_by_gen(probe=probe))
+        jaxpr = jax.make_jaxpr(step_fn(tx))(PARAMS, tx.init(PARAMS))
+        assert not jaxpr.effects
+        assert "callback" not in str(jaxpr)
