@@ -40,7 +40,7 @@ class UnnormalizedResNet(nn.Module):
 
     num_classes: int
     width: int = 16
-    depth: int = 24
+    depth: int = 12
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:

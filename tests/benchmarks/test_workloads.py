@@ -25,6 +25,15 @@ def equal(a, b):
     return jax.tree.all(jax.tree.map(np.array_equal, a, b))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    # Nearly all the time goes into compiling networks that then run for 20 steps.
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(autouse=True)
 def no_data(tmp_path, monkeypatch):
     monkeypatch.setenv("GEN_OPTAX_DATA", str(tmp_path))
