@@ -25,7 +25,7 @@ class ViT(nn.Module):
 
 
 class GPT(nn.Module):
-    """Causal language model: tokens ``[batch, length]`` to the logits of the next ones; input embeddings are reused."""
+    """Causal language model: tokens ``[batch, length]`` to the logits of the next ones."""
 
     vocabulary: int
     max_length: int
@@ -36,13 +36,14 @@ class GPT(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array, train: bool) -> jax.Array:
         length = tokens.shape[1]
-        embed = nn.Embed(self.vocabulary, self.width, embedding_init=nn.initializers.normal(0.02))
-        positions = self.param("positions", nn.initializers.normal(0.02), (self.max_length, self.width))
-        x = embed(tokens) + positions[:length]
+        # With the usual 0.02 a short run stays at the level of bigrams: attention cannot tell positions apart.
+        initial = nn.initializers.normal(0.5)
+        positions = self.param("positions", initial, (self.max_length, self.width))
+        x = nn.Embed(self.vocabulary, self.width, embedding_init=initial)(tokens) + positions[:length]
         causal = jnp.tril(jnp.ones((length, length), bool))
         for _ in range(self.depth):
             x = Block(self.num_heads)(x, mask=causal, train=train)
-        return embed.attend(nn.LayerNorm()(x))
+        return nn.Dense(self.vocabulary, use_bias=False)(nn.LayerNorm()(x))
 
 
 class Block(nn.Module):
