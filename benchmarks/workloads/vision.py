@@ -26,14 +26,14 @@ def resnet_fashion(tiny: bool = False) -> Workload:
 
 
 def vit_fashion(tiny: bool = False) -> Workload:
-    """Patches of 4x4, four transformer blocks, AdamW."""
+    """Patches of 7x7, four transformer blocks, AdamW."""
     return classifier(
         name="vit_fashion",
         base="adamw",
         weight_decay=0.05,
         num_steps=20 if tiny else 1000,
         batch_size=16 if tiny else 64,
-        module=ViT(num_classes=10, patch=4, width=16 if tiny else 64, depth=1 if tiny else 4, num_heads=4),
+        module=ViT(num_classes=10, patch=7, width=16 if tiny else 64, depth=1 if tiny else 4, num_heads=4),
         splits=fashion_splits(tiny),
     )
 
