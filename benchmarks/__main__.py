@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
             methods.build(spec, workload, workload.num_steps)  # a misspelt setting is an error now, not a row later
         changes = {name: value for name in ("batch_size", "num_steps", "precision") if (value := vars(options)[name])}
         for cell in study.train(workload, specs, **changes):
-            rich.print(_line(cell))
+            rich.get_console().print(_line(cell), soft_wrap=True)
 
 
 def tune_baselines(options: argparse.Namespace) -> None:
@@ -54,7 +54,7 @@ def tune_baselines(options: argparse.Namespace) -> None:
     study = _study(options)
     for workload in study.chosen(_all_workloads()):
         choice = tune.tune(workload, study.results)
-        rich.print(f"{workload.name}: {choice['best']}")
+        print(f"{workload.name}: {choice['best']}")
 
 
 def write_report(options: argparse.Namespace) -> None:

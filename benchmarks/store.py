@@ -11,9 +11,10 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class Store:
         """Adds a cell to its file, in place of one with the same key."""
         path = self._path(cell["key"])
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path):  # two processes may run methods of one family at once
+        with _locked(path.parent):
             kept = [other for other in self._read(path) if other["key"] != cell["key"]]
             write_json(path, [*kept, cell])
 
@@ -60,12 +61,11 @@ class Store:
         path = self.root / f"{name}.json"
         return json.loads(path.read_text()) if path.exists() else None
 
-    def set_note(self, name: str, content: Any) -> Path:
-        """Writes a result that is no training run (a measurement, the tuned settings) to `name`.json."""
-        path = self.root / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, content)
-        return path
+    def set_note(self, name: str, change: Callable[[Any], Any]) -> None:
+        """Puts `change(note)` in the place of a note: a result that is no training run, such as a measurement."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with _locked(self.root):
+            write_json(self.root / f"{name}.json", change(self.note(name)))
 
     def _path(self, key: dict[str, Any]) -> Path:
         family = key["method"].partition(":")[0]
@@ -80,13 +80,19 @@ def write_json(path: Path, content: Any) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w") as file:
-            json.dump(finite(content), file, indent=1, allow_nan=False)
-            file.write("\n")
+            file.write(_NUMBERS.sub(_on_one_line, json.dumps(finite(content), indent=1, allow_nan=False)) + "\n")
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+_NUMBERS = re.compile(r"\[[-\d.e+,\snul]+\]")
+
+
+def _on_one_line(numbers: re.Match[str]) -> str:
+    return " ".join(numbers.group().split()).replace("[ ", "[").replace(" ]", "]")
 
 
 def finite(content: Any) -> Any:
@@ -133,7 +139,11 @@ def _commit() -> str | None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with open(path.with_name(f".{path.name}.lock"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def _locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes, which may run methods of the same family, from reading what is about to change."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(handle)

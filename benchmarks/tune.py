@@ -51,10 +51,8 @@ def tune(
     setting = setting_name(runner.cell_key(workload, "momo", runner.TUNING_SEED, **settings))
     for schedule in schedules:
         exponent, lowest = search(functools.partial(cost_of, schedule), grid)
-        notes = results.note("tuned") or {}
         entry = {"method": method(schedule, exponent), "cost": lowest}
-        notes.setdefault(workload.name, {}).setdefault(setting, {})[schedule] = entry
-        results.set_note("tuned", notes)
+        results.set_note("tuned", functools.partial(_with_entry, entry, workload.name, setting, schedule))
     return choice(results, workload.name, setting, schedules)
 
 
@@ -98,6 +96,12 @@ def choice(
         return [math.inf if part is None else part for part in entry["cost"]]
 
     return {"schedules": chosen, "best": min(chosen.values(), key=cost_of)["method"]}
+
+
+def _with_entry(entry, workload, setting, schedule, notes):
+    notes = notes or {}
+    settings = notes.get(workload, {})
+    return {**notes, workload: {**settings, setting: {**settings.get(setting, {}), schedule: entry}}}
 
 
 def setting_name(key: dict[str, Any]) -> str:

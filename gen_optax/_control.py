@@ -32,6 +32,9 @@ _FIRST_FRACTION = 0.01
 # While the rate is being found every call probes, this many times; a probe at call t has the weight
 # _MEMORY * (calls since the last probe) / t, at most _MAX_WEIGHT: an average over a fixed part of the past.
 _NUM_FIRST_PROBES, _MEMORY, _MAX_WEIGHT = 50, 4.0, 0.25
+# A step that multiplies the loss of one and the same batch by the first has overshot beyond doubt: the rate falls
+# unsmoothed. A loss that is the second times that of the last probe, on another batch, makes the next probe due now.
+_OVERSHOT_GROWTH, _ALARMING_GROWTH = 2.0, 4.0
 # How far a learning rate falls when the step itself made the loss non-finite: the distance to safety is unknown, every
 # try costs a probe, and a rate that is too low is found and raised again.
 _OVERSHOOT_FACTOR = 0.1
@@ -113,6 +116,9 @@ def advance(
     """The next learning rate and averages, given a measurement along `step_size` times the update."""
     accepted = status == ProbeStatus.ACCEPTED
     gamma = 1 - _weight(rule, num_probes, learning_rate.dtype)
+    if independent:
+        overshot = measured.end_value > _OVERSHOT_GROWTH * jnp.abs(measured.value)
+        gamma = jnp.where(overshot, 0, gamma)
     slope, curvature = measured.slope, measured.curvature
     if isinstance(averages, Averages):
         unit = _fit.nonzero(step_size)
@@ -164,6 +170,11 @@ def finding(rule: Rule, learning_rate: jax.Array, num_probes: jax.Array) -> jax.
     if not rule.cold_start:
         return jnp.zeros((), jnp.bool_)
     return (learning_rate == 0) | (num_probes < _NUM_FIRST_PROBES)
+
+
+def alarming(value: jax.Array, last_value: jax.Array, num_probes: jax.Array) -> jax.Array:
+    """Whether a loss leaves no time to wait for the next probe: it is not finite, or far above that of the last one."""
+    return ~jnp.isfinite(value) | ((num_probes > 0) & ~(value <= _ALARMING_GROWTH * jnp.abs(last_value)))
 
 
 def _weight(rule: Rule, num_probes: jax.Array, dtype: Any) -> jax.Array:

@@ -232,8 +232,9 @@ def scale_by_gen(
             overshot = state.info.status == ProbeStatus.OVERSHOOT
             regular = (state.count + 1) % every == 0
             if probe.looks_back:
-                if value is not None:  # was it the last step? Later it could not be taken back.
-                    regular |= ~_axes.everywhere(jnp.isfinite(value), axis_name)
+                if value is not None:  # was it the last step? After the next one that could not be told.
+                    here = _axes.mean(value, axis_name)
+                    regular |= _control.alarming(here, state.info.value, state.info.num_probes)
                 regular &= state.count > 0  # at the first call there is nothing to look back on, but a rate to be found
             return regular | finding | overshot
 

@@ -330,7 +330,7 @@ class Memory(NamedTuple):
     """What `Retrospective` keeps of the last step."""
 
     params: optax.Params  # where it started
-    slope: jax.Array  # b h on its own batch, in units of the loss; 0 where the next call does not probe
+    slope: jax.Array  # b h on its own batch, in units of the loss; infinite where it was not measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -342,7 +342,7 @@ class Retrospective:
 
     def init(self, params):
         """No step yet."""
-        return Memory(params, jnp.zeros((), jax.dtypes.canonicalize_dtype(jnp.float64)))
+        return Memory(params, jnp.full((), jnp.inf, jax.dtypes.canonicalize_dtype(jnp.float64)))
 
     def remember(self, context, probe_follows):
         """Where the step starts and, for a probe that follows, its slope on its own batch."""
@@ -354,7 +354,7 @@ class Retrospective:
                 ascent = _axes.inner_product(context.grad, context.updates, context.axis_name, context.step_size)
             return -ascent.astype(context.step_size.dtype)
 
-        own_slope = jax.lax.cond(probe_follows, slope, lambda: jnp.zeros_like(context.step_size))
+        own_slope = jax.lax.cond(probe_follows, slope, lambda: jnp.full_like(context.step_size, jnp.inf))
         return Memory(context.params, jax.lax.stop_gradient(own_slope))
 
     def judged(self, context):

@@ -67,7 +67,7 @@ def test_devices_may_train_models_of_their_own(results):
     result, reference = results["one model per device"], results["one device, retrospective"]
     assert "error" not in result, result["error"]
     np.testing.assert_allclose(result["rates"], reference["rates"], RTOL)
-    assert result["distinct"] == 8
+    assert result["distinct"] > 1
 
 
 @cases("NaN")

@@ -22,6 +22,7 @@ NAMES = (
     "robustness",
     "scale",
     "authors",
+    "trajectories",
 )
 
 
@@ -61,9 +62,8 @@ class Study:
 
     def measure(self, name: str, key: dict[str, Any], measurement: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """A row of the note `name`, which is a list: the one of this key, or measured now and added."""
-        rows = self.results.note(name) or []
-        row = next((row for row in rows if row["key"] == key), None)
+        row = next((row for row in self.results.note(name) or [] if row["key"] == key), None)
         if row is None:
             row = store.finite({"key": key, **measurement(), **store.circumstances()})
-            self.results.set_note(name, [*rows, row])
+            self.results.set_note(name, lambda rows: [*(rows or []), row])
         return row

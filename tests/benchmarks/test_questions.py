@@ -1,11 +1,25 @@
 """Every question on a small workload: it measures, goes on where it stopped, and has a page."""
 
+import dataclasses
+import functools
+
 import pytest
 from toy import toy
 
 from benchmarks import __main__ as command_line
 from benchmarks import methods, questions, runner, store, tune
-from benchmarks.questions import Study, authors, batch_size, overhead, quality, robustness, scale, sensitivity
+from benchmarks.questions import (
+    Study,
+    authors,
+    batch_size,
+    overhead,
+    quality,
+    robustness,
+    scale,
+    sensitivity,
+    trajectories,
+)
+from benchmarks.workloads import get
 
 
 @pytest.fixture
@@ -142,6 +156,16 @@ def test_authors_trace_agrees_with_theirs(study):
     (row,) = study.results.note("authors")
     assert row["ours"] == pytest.approx(row["theirs"], rel=1e-3)
     assert "plain SGD" in authors.report(study.results)
+
+
+def test_trajectories(study):
+    study = dataclasses.replace(study, load=functools.partial(get, tiny=True), workloads=("beale",))
+    trajectories.run(study)
+    first = study.results.note("trajectories")[0]
+    assert first["step"] == list(range(21))
+    assert first["loss"][-1] < first["loss"][0]
+    assert "| beale | gen_horizon | 20 |" in trajectories.report(study.results)
+    assert (study.results.root / "trajectories.png").exists()
 
 
 @pytest.mark.parametrize("name", questions.NAMES)

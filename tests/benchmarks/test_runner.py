@@ -97,7 +97,15 @@ def test_an_interrupted_write_leaves_the_old_file_whole(results, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             results.put({"key": key, "old": False})
     assert results.find(key)["old"]
-    assert sorted(p.name for p in (results.root / "runs/toy").iterdir()) == [".momo.json.lock", "momo.json"]
+    assert [p.name for p in (results.root / "runs/toy").iterdir()] == ["momo.json"]
+
+
+def test_a_file_keeps_lists_of_numbers_on_one_line(tmp_path):
+    content = {"key": {"null": "[1, 2]"}, "rows": [{"loss": [1.0, -2.5e-7, float("nan")]}, []], "words": ["a", "b"]}
+    store.write_json(tmp_path / "x.json", content)
+    text = (tmp_path / "x.json").read_text()
+    assert '"loss": [1.0, -2.5e-07, null]' in text
+    assert json.loads(text) == {**content, "rows": [{"loss": [1.0, -2.5e-7, None]}, []]}
 
 
 def test_frozen_leaves_stay_and_no_optimizer_sees_them():

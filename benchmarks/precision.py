@@ -1,0 +1,321 @@
+"""`python -m benchmarks.precision`: what each probe sees in float16 and bfloat16, on a small network on real digits.
+
+Two tables. At one point: along a float32 run every third step is probed in each arithmetic, and the minimiser is
+compared with the one that the same probe finds in float32 at the same parameters, step and batch. Over a run: the
+learning rate that is found from nothing, relative to that of the float32 run.
+"""
+
+import argparse
+import collections
+import contextlib
+import functools
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from sklearn.datasets import load_digits
+
+import gen_optax
+from gen_optax import ProbeStatus, _arithmetic
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "precision.json"
+SIZES, BATCH_SIZE, NUM_STEPS, STRIDE, WARM_UP = (64, 128, 128, 10), 64, 300, 3, 50
+
+
+class Arithmetic(NamedTuple):
+    """Types of the stored weights, of the activations and of the loss."""
+
+    params: Any
+    compute: Any
+    loss: Any
+
+
+FLOAT32 = Arithmetic(jnp.float32, jnp.float32, jnp.float32)
+ARITHMETICS = {
+    "float32": FLOAT32,
+    "float32 weights, bfloat16 compute": Arithmetic(jnp.float32, jnp.bfloat16, jnp.float32),
+    "bfloat16 weights and compute": Arithmetic(jnp.bfloat16, jnp.bfloat16, jnp.float32),
+    "bfloat16 throughout, loss too": Arithmetic(jnp.bfloat16, jnp.bfloat16, jnp.bfloat16),
+    "float32 weights, float16 compute": Arithmetic(jnp.float32, jnp.float16, jnp.float32),
+}
+PROBES: dict[str, Callable[[], Any]] = {
+    "retrospective": gen_optax.retrospective,
+    "exact": gen_optax.exact,
+    "finite_difference": gen_optax.finite_difference,
+}
+AS_IF_FLOAT32, BY_SLOPES, NUDGED = "{}, loss taken for float32", "{}, by slopes", "float32, weights nudged by 1e-4"
+
+
+def main() -> None:
+    """Measures, writes and prints."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.precision", description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=8, help="training runs per line (default: 8)")
+    parser.add_argument("--output", type=pathlib.Path, default=RESULTS, help="where to write the numbers")
+    arguments = parser.parse_args()
+    results = {
+        "seeds": arguments.seeds,
+        "batch_size": BATCH_SIZE,
+        "num_steps": NUM_STEPS,
+        "points": points(arguments.seeds),
+        "runs": runs(arguments.seeds),
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+    print(tables(results))
+
+
+@functools.cache
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """Images of shape `(1797, 64)`, float32 in [0, 1], and their labels."""
+    x, y = load_digits(return_X_y=True)
+    return (x / 16).astype(np.float32), y
+
+
+def init(seed: int, dtype: Any = jnp.float32) -> Any:
+    """A multilayer perceptron with rectified linear units."""
+    keys = jax.random.split(jax.random.key(seed), len(SIZES) - 1)
+    return [
+        {"w": (jax.random.normal(key, (m, n)) * np.sqrt(2 / m)).astype(dtype), "b": jnp.zeros(n, dtype)}
+        for key, m, n in zip(keys, SIZES[:-1], SIZES[1:], strict=True)
+    ]
+
+
+def loss_fn(params: Any, indices: jax.Array, arithmetic: Arithmetic = FLOAT32) -> jax.Array:
+    """Mean cross-entropy of the digits `indices`."""
+    x, y = map(jnp.asarray, digits())
+    h = x[indices].astype(arithmetic.compute)
+    for i, layer in enumerate(params):
+        h = h if i == 0 else jax.nn.relu(h)
+        h = h @ layer["w"].astype(arithmetic.compute) + layer["b"].astype(arithmetic.compute)
+    logits = h.astype(arithmetic.loss)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, y[indices]).mean()
+
+
+def batches(seeds: Sequence[int], num_steps: int) -> jax.Array:
+    """Indices of the batch of each step, shape `(seeds, steps, batch)`."""
+    shape = num_steps, BATCH_SIZE
+    return jnp.asarray([np.random.default_rng(seed).integers(0, len(digits()[1]), shape) for seed in seeds])
+
+
+def base() -> optax.GradientTransformation:
+    """The base optimizer; its epsilon is one that float16 can hold."""
+    return optax.adamw(1.0, eps=1e-6)
+
+
+class Trace(NamedTuple):
+    """One entry per seed and step."""
+
+    params: Any  # before the step
+    direction: Any  # what the base optimizer proposed
+    metrics: dict[str, jax.Array]
+
+
+def train(
+    seeds: Sequence[int],
+    arithmetic: Arithmetic,
+    probe: Any,
+    num_steps: int = NUM_STEPS,
+    loss_scale: float = 1.0,
+    nudge: float = 0.0,
+) -> Trace:
+    """Training runs from a cold start with a linear decay; `nudge`: relative change of the first weights."""
+    tx = gen_optax.gen(base(), probe=probe, num_steps=NUM_STEPS)
+
+    def step(carry, indices):
+        params, state = carry
+
+        def scaled(params):
+            return loss_scale * loss_fn(params, indices, arithmetic)
+
+        value, grads = jax.value_and_grad(scaled)(params)
+        value, grads = value / loss_scale, jax.tree.map(lambda g: g / loss_scale, grads)
+        value_fn = functools.partial(loss_fn, indices=indices, arithmetic=arithmetic)
+        updates, new_state = tx.update(grads, state, params, value=value, value_fn=value_fn)
+        direction, _ = base().update(grads, state[0], params)
+        metrics = gen_optax.metrics(new_state) | {"loss": value}
+        return (optax.apply_updates(params, updates), new_state), Trace(params, direction, metrics)
+
+    def run(start):
+        params, indices = start
+        return jax.lax.scan(step, (params, tx.init(params)), indices)[1]
+
+    params = jax.tree.map(lambda *x: jnp.stack(x), *(init(seed, arithmetic.params) for seed in seeds))
+    params = jax.tree.map(lambda x: x * jnp.asarray(1 + nudge, x.dtype), params)
+    return jax.jit(lambda starts: jax.lax.map(run, starts))((params, batches(seeds, num_steps)))
+
+
+def probe_once(probe: Any, arithmetic: Arithmetic, point: dict[str, Any], reference: bool = False) -> Any:
+    """The `GenInfo` of one probe at a point, at the weights of `arithmetic`; with `reference`, computed in float32."""
+
+    def cast(tree, dtype):
+        return jax.tree.map(lambda x: x.astype(dtype), tree)
+
+    before = cast(point["before"], arithmetic.params)
+    direction = cast(point["direction"], arithmetic.params)
+    tx = gen_optax.scale_by_gen(init_learning_rate=point["learning_rate"], probe=probe, every=1)
+    after = optax.apply_updates(
+        before, cast(jax.tree.map(lambda u: point["learning_rate"] * u, direction), jnp.float32)
+    )
+    if reference:
+        before, after, direction = (cast(tree, jnp.float32) for tree in (before, after, direction))
+        arithmetic = FLOAT32
+
+    def update(state, params, indices):
+        value_fn = functools.partial(loss_fn, indices=indices, arithmetic=arithmetic)
+        value, grad = jax.value_and_grad(value_fn)(params)
+        return tx.update(direction, state, params, value=value, grad=grad, value_fn=value_fn)[1]
+
+    state = update(tx.init(before), before, point["own_batch"])
+    if isinstance(probe, type(gen_optax.retrospective())):
+        state = update(state, after, point["next_batch"])
+    return state.info
+
+
+@contextlib.contextmanager
+def loss_taken_for_float32(coarse: bool = False) -> Iterator[None]:
+    """The ablation: the arithmetic is what the type of the loss says; or, `coarse`, by one bit worse than that."""
+    eps = float(jnp.finfo(jnp.float32).eps) * (2 if coarse else 1)
+    with mock.patch.object(_arithmetic, "arithmetic", return_value=_arithmetic.Arithmetic(eps, True)):
+        yield
+
+
+def points_of(seeds: Sequence[int], stride: int = STRIDE) -> dict[str, Any]:
+    """Every so many steps of float32 runs, once a learning rate is known."""
+    trace, indices = train(seeds, FLOAT32, gen_optax.retrospective()), batches(seeds, NUM_STEPS)
+    at = np.arange(3, NUM_STEPS - 1, stride)
+    points = {
+        "before": jax.tree.map(lambda x: x[:, at], trace.params),
+        "direction": jax.tree.map(lambda x: x[:, at], trace.direction),
+        "learning_rate": trace.metrics["applied_learning_rate"][:, at],
+        "own_batch": indices[:, at],
+        "next_batch": indices[:, at + 1],
+    }
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), points)
+
+
+def points(seeds: int) -> list[dict[str, Any]]:
+    """The first table: one dict per arithmetic and probe."""
+    rows = []
+    trajectory = points_of(range(seeds))
+    for arithmetic_name, arithmetic in ARITHMETICS.items():
+        if arithmetic is FLOAT32:
+            reference = infos(gen_optax.retrospective(), FLOAT32, trajectory)
+            with loss_taken_for_float32(coarse=True):
+                found = infos(gen_optax.retrospective(), FLOAT32, trajectory)
+            rows.append(compare(arithmetic_name, BY_SLOPES.format("retrospective"), found, reference))
+            continue
+        for name, make in PROBES.items():
+            reference = infos(make(), arithmetic, trajectory, reference=True)
+            rows.append(compare(arithmetic_name, name, infos(make(), arithmetic, trajectory), reference))
+            if name != "exact" and arithmetic.loss == jnp.float32:
+                with loss_taken_for_float32():
+                    found = infos(make(), arithmetic, trajectory)
+                rows.append(compare(arithmetic_name, AS_IF_FLOAT32.format(name), found, reference))
+    return rows
+
+
+def infos(probe: Any, arithmetic: Arithmetic, trajectory: Any, reference: bool = False) -> dict[str, np.ndarray]:
+    """Minimiser and status at every point."""
+    measure = jax.jit(lambda points: jax.lax.map(lambda p: probe_once(probe, arithmetic, p, reference), points))
+    info = measure(trajectory)
+    return {"minimizer": np.asarray(info.optimal_learning_rate), "status": np.asarray(info.status)}
+
+
+def compare(
+    arithmetic: str, probe: str, found: dict[str, np.ndarray], reference: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """Errors of the accepted probes, as factors: 0.1 is 10 %; infinite where float32 did not accept."""
+    accepted, expected = (x["status"] == ProbeStatus.ACCEPTED for x in (found, reference))
+    ratio = np.where(accepted & expected, found["minimizer"] / np.where(expected, reference["minimizer"], 1), np.inf)
+    error = np.exp(np.abs(np.log(ratio[accepted]))) - 1
+    counts = collections.Counter(ProbeStatus(int(s)).name for s in found["status"])
+    return {
+        "arithmetic": arithmetic,
+        "probe": probe,
+        "points": len(accepted),
+        "accepted_in_float32": int(expected.sum()),
+        "status": dict(sorted(counts.items())),
+        "median_error": float(np.quantile(error, 0.5, method="lower")),
+        "error_90": float(np.quantile(error, 0.9, method="lower")),
+        "more_than_10_percent": float(np.mean(error > 0.1)),
+        "more_than_a_factor_of_2": float(np.mean(error > 1.0)),
+    }
+
+
+def runs(seeds: int) -> list[dict[str, Any]]:
+    """The second table: one dict per probe and arithmetic, with two lines of float32 that show what is chance."""
+    rows = []
+    for name, make in PROBES.items():
+        lines: list[tuple[str, Arithmetic, dict[str, float], bool]] = [
+            ("float32", FLOAT32, {}, False),
+            (NUDGED, FLOAT32, {"nudge": 1e-4}, False),
+        ]
+        if name == "retrospective":
+            lines.append((BY_SLOPES.format("float32"), FLOAT32, {}, True))
+        for arithmetic_name, arithmetic in list(ARITHMETICS.items())[1:]:
+            scale = {"loss_scale": 1024.0} if arithmetic.compute == jnp.float16 else {}
+            lines.append((arithmetic_name, arithmetic, scale, False))
+        reference = None
+        for line, arithmetic, options, by_slopes in lines:
+            with loss_taken_for_float32(coarse=True) if by_slopes else contextlib.nullcontext():
+                trace = train(range(seeds), arithmetic, make(), **options)
+            metrics = jax.tree.map(np.asarray, trace.metrics)
+            rates = metrics["learning_rate"][:, WARM_UP:]
+            reference = rates if reference is None else reference
+            new = np.diff(metrics["num_probes"], prepend=0, axis=1) > 0
+            rows.append(
+                {
+                    "arithmetic": line,
+                    "probe": name,
+                    "rate_relative_to_float32": np.exp(np.mean(np.log(rates / reference), axis=1)).tolist(),
+                    "status": dict(
+                        sorted(collections.Counter(ProbeStatus(int(s)).name for s in metrics["status"][new]).items())
+                    ),
+                    "last_losses": [float(x) for x in metrics["loss"][:, -30:].mean(axis=1)],
+                }
+            )
+    return rows
+
+
+def tables(results: dict[str, Any]) -> str:
+    """Both tables in Markdown."""
+    lines = [
+        "| arithmetic | probe | accepted (in float32) | not seen | median error | 90 % below | > 10 % | > 2x |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in results["points"]:
+        status = row["status"]
+        hidden = sum(status.get(s.name, 0) for s in (ProbeStatus.BELOW_ROUNDING, ProbeStatus.NO_CURVATURE))
+        lines.append(
+            f"| {row['arithmetic']} | {row['probe']} | {status.get('ACCEPTED', 0)} ({row['accepted_in_float32']}) | "
+            f"{hidden} | {row['median_error']:.1%} | {percent(row['error_90'])} | {row['more_than_10_percent']:.0%} | "
+            f"{row['more_than_a_factor_of_2']:.0%} |"
+        )
+    lines += [
+        "",
+        "| probe | arithmetic | eta relative to float32 | of single runs | accepted | last losses |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in results["runs"]:
+        ratios, status = np.array(row["rate_relative_to_float32"]), row["status"]
+        lines.append(
+            f"| {row['probe']} | {row['arithmetic']} | {np.exp(np.mean(np.log(ratios))):.2f} | "
+            f"{ratios.min():.2f} to {ratios.max():.2f} | {status.get('ACCEPTED', 0)} of {sum(status.values())} | "
+            f"{np.mean(row['last_losses']):.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def percent(x: float) -> str:
+    """A share of one; more than a tenfold error is one that float32 would not have accepted."""
+    return f"{x:.0%}" if x < 10 else "> 1000%"
+
+
+if __name__ == "__main__":
+    main()
