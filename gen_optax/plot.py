@@ -1,7 +1,14 @@
 """Pictures of a training run with GeN: needs matplotlib (`pip install "gen-optax[plot]"`).
 
-Each function draws on one pair of axes and returns it. A history is what a training loop collected: a sequence of
-`gen_optax.metrics(state)`, one a step, or one such dict whose values are arrays (from `jax.lax.scan`).
+Each function draws on one pair of axes and returns it. A history is what a training loop collected, in any of these
+forms:
+
+* a sequence, one entry a step: :func:`gen_optax.metrics`, or the optimizer state, or its :class:`gen_optax.GenInfo`
+  where the learning rate itself is not asked for;
+* one such entry whose values are arrays, from `jax.lax.scan`: `metrics(states)` of the stacked states does it.
+
+Colours are told apart with any colour vision and stand out from white and from black; what they say, the shape of the
+mark says too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,23 +19,40 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from gen_optax._control import ProbeStatus
+from gen_optax._gen import GenInfo, GenState
+from gen_optax._metrics import metrics
 
-History = Sequence[Mapping[str, Any]] | Mapping[str, Any]
+History = Sequence[Any] | Mapping[str, Any] | GenInfo | GenState
 
-# Okabe and Ito's palette: told apart by readers with any colour vision, on light and on dark.
-BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8a8a8a"
+# Okabe and Ito's palette; the orange is darker, to stand out from white.
+BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#CC8400", "#009E73", "#D55E00", "#808080"
+
+# Why a probe was not accepted, in words and as a mark.
+_REASONS = {
+    ProbeStatus.NOT_FINITE: ("loss not finite", "s"),
+    ProbeStatus.OVERSHOOT: ("step made the loss infinite", "P"),
+    ProbeStatus.BELOW_ROUNDING: ("change below rounding", "|"),
+    ProbeStatus.ASCENT: ("loss rose", "^"),
+    ProbeStatus.NO_CURVATURE: ("no curvature", "D"),
+    ProbeStatus.POOR_FIT: ("no parabola", "x"),
+}
 
 
-def learning_rate(history: History, ax: Axes | None = None) -> Axes:
+def learning_rate(history: History, ax: Axes | None = None, *, steps: Any = None) -> Axes:
     """The learning rate over training, with a mark for every probe.
 
     Args:
       history: see the module.
       ax: where to draw; None: a new figure.
+      steps: the step that each entry was collected at, where that was not every step from the first, shape `(n,)`.
 
     Returns:
-      The axes: eta as a line, the rate as applied (with its decay) as a thin one where they differ, `b / A` of each
-      accepted probe as a dot and each other probe as a cross at the bottom.
+      The axes: eta as a line, the rate as applied as a thin one where it differs (a decay, or a step not taken),
+      `b / A` of each accepted probe as a dot, and below them each other probe, in one row for every reason. A probe
+      that judges steps as they were applied (the default one does) measures `b / A` in the applied rate.
+
+    Raises:
+      ValueError: if the history is empty, holds no learning rates, or has not one entry per step.
 
     Examples:
       >>> import matplotlib
@@ -40,29 +64,39 @@ def learning_rate(history: History, ax: Axes | None = None) -> Axes:
       >>> ax = gen_optax.plot.learning_rate([gen_optax.metrics(state)] * 3)
     """
     columns = _columns(history)
+    best, status = columns["optimal_learning_rate"], columns["status"]
+    rate = columns.get("learning_rate", np.full(best.shape, np.nan))
+    applied = columns.get("applied_learning_rate", rate)
+    steps = _steps(steps, len(best))
     ax = _axes(ax)
-    steps = np.arange(1, len(columns["learning_rate"]) + 1)
-    rate, applied = columns["learning_rate"], columns["applied_learning_rate"]
-    if not np.allclose(rate, applied, rtol=1e-6):
-        ax.plot(steps, _positive(applied), color=GREY, lw=1, label="applied, with the decay")
-    ax.plot(steps, _positive(rate), color=BLUE, lw=2, label=r"learning rate $\eta$")
-    probed, accepted = _probes(columns)
-    good, bad = probed & accepted, probed & ~accepted
-    ax.plot(
-        steps[good], _positive(columns["optimal_learning_rate"][good]), "o", color=ORANGE, ms=3, label=r"probe: $b/A$"
-    )
-    if bad.any():
-        ax.plot(
-            steps[bad],
-            np.full(bad.sum(), 0.02),
-            "x",
-            color=VERMILION,
-            ms=5,
-            transform=ax.get_xaxis_transform(),
-            label="probe that abstained",
-        )
+    if not np.allclose(rate, applied, rtol=1e-6, equal_nan=True):
+        ax.plot(steps, _positive(applied), color=GREY, lw=1, label="as applied")
+    if "learning_rate" in columns:
+        ax.plot(steps, _positive(rate), color=BLUE, lw=2, label=r"learning rate $\eta$")
+    probed = _probed(columns)
+    good = probed & (status == ProbeStatus.ACCEPTED)
+    if good.any():
+        ax.plot(steps[good], _positive(best[good]), "o", color=ORANGE, ms=3, alpha=0.7, label=_counted("$b/A$", good))
     ax.set(xlabel="step", ylabel="learning rate", yscale="log")
-    ax.legend(frameon=False)
+    rejected = [(status == reason) & probed for reason in _REASONS]
+    row = 0
+    for (words, marker), here in zip(_REASONS.values(), rejected, strict=True):
+        if here.any():
+            height = np.full(here.sum(), _ROW_HEIGHT * (row + 0.6))
+            ax.plot(
+                steps[here],
+                height,
+                marker,
+                color=VERMILION,
+                ms=4,
+                mew=0.8,
+                mfc="none",
+                transform=ax.get_xaxis_transform(),
+                label=_counted(words, here),
+            )
+            row += 1
+    _make_room(ax, row)
+    _legend(ax)
     return ax
 
 
@@ -76,14 +110,14 @@ def parabola(
     """The fitted parabola over the losses measured along the step.
 
     Args:
-      info: the fit: a :class:`gen_optax.GenInfo`, or the dict of :func:`gen_optax.metrics`.
+      info: the fit: a :class:`gen_optax.GenInfo`, or the dict of :func:`gen_optax.metrics`. Of a history the last one.
       step_sizes: steps at which the loss was measured, shape `(n,)`, in units of the learning rate. Optional.
       losses: the losses there, shape `(n,)`; see :func:`gen_optax.probe_losses`.
       learning_rate: a rate to mark, for example the one that was applied.
       ax: where to draw; None: a new figure.
 
     Returns:
-      The axes.
+      The axes. A minimum far beyond the points measured is named in the legend and not drawn.
 
     Raises:
       ValueError: if only one of `step_sizes` and `losses` is given.
@@ -97,36 +131,56 @@ def parabola(
     """
     if (step_sizes is None) != (losses is None):
         raise ValueError("parabola needs step_sizes and losses together, one loss per step size.")
-    fit = info if isinstance(info, Mapping) else info._asdict()
+    fit = {name: column[-1] for name, column in _columns(info).items()}
     value, slope, curvature, best = (
         float(fit[name]) for name in ("value", "slope", "curvature", "optimal_learning_rate")
     )
-    ax = _axes(ax)
-    minimum = np.isfinite(best) and curvature > 0
+    rate = None if learning_rate is None else float(learning_rate)
+    has_minimum = bool(np.isfinite(best)) and curvature > 0
     if step_sizes is None:
-        reach = 2.2 * abs(best) if minimum else 1.0
-        t = np.linspace(-0.4 * reach, reach, 200)
+        inside = [0.0, *([best] if has_minimum else []), *([] if rate is None else [rate])]
+        reach = max(map(abs, inside)) or 1.0
+        low, high = min(inside) - 0.4 * reach, max(inside) + 0.6 * reach
     else:
-        t = np.linspace(np.min(step_sizes), np.max(step_sizes), 200)
-    ax.plot(t, value - slope * t + curvature * t**2 / 2, color=BLUE, lw=2, label="fitted parabola")
+        low, high = float(np.min(step_sizes)), float(np.max(step_sizes))
+        margin = 0.1 * (high - low)
+        if rate is not None:
+            low, high = min(low, rate - margin), max(high, rate + margin)
+        if has_minimum and abs(best) <= 2 * max(abs(low), abs(high)):
+            low, high = min(low, best - margin), max(high, best + margin)
+    t = np.linspace(low, high, 200)
+    reason = _REASONS.get(ProbeStatus(int(fit.get("status", ProbeStatus.NONE))))
+    ax = _axes(ax)
+    fitted = "fitted parabola" if reason is None else f"fitted parabola, not used: {reason[0]}"
+    ax.plot(t, value - slope * t + curvature * t**2 / 2, color=BLUE, lw=2, label=fitted)
     if step_sizes is not None:
         ax.plot(step_sizes, losses, "o", color=ORANGE, ms=5, label="loss along the step")
-    if minimum:
-        ax.axvline(best, color=GREEN, lw=1, ls="--", label=rf"$\eta^* = b/A$ = {best:.2g}")
-    if learning_rate is not None:
-        ax.axvline(float(learning_rate), color=GREY, lw=1, ls=":", label=rf"$\eta$ = {float(learning_rate):.2g}")
-    ax.set(xlabel="learning rate", ylabel="loss")
+    if has_minimum:
+        label = rf"$\eta^* = b/A$ = {best:.2g}"
+        if low <= best <= high:
+            ax.axvline(best, color=GREEN, lw=1.5, ls="--", label=label)
+        else:
+            ax.plot([], [], " ", label=f"{label}, out of sight")
+    if rate is not None:
+        ax.axvline(rate, color=GREY, lw=1.5, ls=":", label=rf"$\eta$ = {rate:.2g}")
+    ax.set(xlabel=r"learning rate $\eta$ along the step", ylabel="loss")
     ax.ticklabel_format(axis="x", scilimits=(-2, 3))
-    ax.legend(frameon=False)
+    _legend(ax)
     return ax
 
 
 def decrease(history: History, actual: Any, ax: Axes | None = None) -> Axes:
     r"""The decrease of the loss that the parabola predicts against the one that came.
 
+    A probe that looks ahead (`finite_difference`, `exact`) predicts the step that it was measured along: off the
+    diagonal, the loss is no parabola there, or `actual` is of another batch. The default probe, which looks back,
+    knows the last step and cannot err about it; its parabola is held against the *next* step, and the scatter shows how
+    far one step speaks for another.
+
     Args:
-      history: see the module.
-      actual: the decrease of the loss by each step, on whatever batch it was measured, shape `(number of steps,)`.
+      history: see the module; with learning rates.
+      actual: the decrease of the loss by each step, the loss before it less that after it on whatever batch, in the
+        order of the history, shape `(number of steps,)`.
       ax: where to draw; None: a new figure.
 
     Returns:
@@ -134,7 +188,7 @@ def decrease(history: History, actual: Any, ax: Axes | None = None) -> Axes:
       on the diagonal the model was right.
 
     Raises:
-      ValueError: if `actual` has another length than the history.
+      ValueError: if `actual` has another length than the history, or the history is empty or holds no learning rates.
 
     Examples:
       >>> import matplotlib
@@ -146,42 +200,87 @@ def decrease(history: History, actual: Any, ax: Axes | None = None) -> Axes:
       >>> ax = gen_optax.plot.decrease([gen_optax.metrics(state)] * 3, [0.1, 0.2, 0.1])
     """
     columns = _columns(history)
+    if "applied_learning_rate" not in columns:
+        raise ValueError("decrease needs the rate of each step: collect gen_optax.metrics(state), not state.info.")
     actual = np.asarray(actual)
-    if actual.shape != columns["learning_rate"].shape:
+    if actual.shape != columns["applied_learning_rate"].shape:
         raise ValueError(
             f"decrease needs one actual decrease per step, got {actual.shape} for a history of "
-            f"{columns['learning_rate'].shape}."
+            f"{columns['applied_learning_rate'].shape}."
         )
-    probed, accepted = _probes(columns)
-    shown = probed & accepted
+    shown = _probed(columns) & (columns["status"] == ProbeStatus.ACCEPTED)
     h = columns["applied_learning_rate"][shown]
     predicted = columns["slope"][shown] * h - columns["curvature"][shown] * h**2 / 2
     ax = _axes(ax)
-    ax.plot(predicted, actual[shown], "o", color=ORANGE, ms=3, label="accepted probes")
-    ends = np.array([min(0.0, *predicted), max(*predicted)]) if len(predicted) > 1 else np.array([0.0, 1.0])
+    ax.plot(predicted, actual[shown], "o", color=ORANGE, ms=3, alpha=0.7, label=_counted("accepted probes", shown))
+    ends = np.array([predicted.min(initial=0.0), predicted.max(initial=0.0)])
     ax.plot(ends, ends, color=GREY, lw=1, label="as predicted")
+    ax.axhline(0.0, color=GREY, lw=0.8, ls=":", label="no decrease")
     ax.set(xlabel=r"predicted decrease of the loss, $b h - A h^2/2$", ylabel="real decrease of the loss")
-    ax.legend(frameon=False)
+    _legend(ax)
     return ax
 
 
+_ROW_HEIGHT = 0.05  # of a row of marks, as a part of the axes
+
+
 def _columns(history: History) -> dict[str, np.ndarray]:
-    if isinstance(history, Mapping):
-        return {name: np.atleast_1d(np.asarray(value)) for name, value in history.items()}
-    if not len(history):
-        raise ValueError("The history is empty: collect gen_optax.metrics(state) after every step.")
-    return {name: np.asarray([entry[name] for entry in history]) for name in history[0]}
+    """The history as arrays by name, one entry a step."""
+    if isinstance(history, Mapping | GenInfo | GenState):
+        columns = {name: np.atleast_1d(np.asarray(value)) for name, value in _entry(history).items()}
+    else:
+        entries = [_entry(entry) for entry in history]
+        if not entries:
+            raise ValueError("The history is empty: collect gen_optax.metrics(state) after every step.")
+        columns = {name: np.asarray([entry[name] for entry in entries]) for name in entries[0]}
+    if "0/learning_rate" in columns:
+        raise ValueError(
+            "The history holds several learning rates. Pass those of one, without their number: "
+            "{name[2:]: value for name, value in metrics.items() if name.startswith('0/')}."
+        )
+    return columns
 
 
-def _probes(columns: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """At which steps there was a probe, and at which of them (or since) it was accepted."""
-    probed = np.diff(columns["num_probes"], prepend=0) > 0
-    return probed, columns["status"] == ProbeStatus.ACCEPTED
+def _entry(entry: Any) -> Mapping[str, Any]:
+    if isinstance(entry, Mapping):
+        return entry
+    return entry._asdict() if isinstance(entry, GenInfo) else metrics(entry)
+
+
+def _probed(columns: dict[str, np.ndarray]) -> np.ndarray:
+    """At which entries there was a probe. The first of a later piece of a run may tell of an earlier one."""
+    counts = columns["num_probes"]
+    return np.diff(counts, prepend=0 if counts[0] <= 1 else counts[0]) > 0
+
+
+def _steps(steps: Any, length: int) -> np.ndarray:
+    if steps is None:
+        return np.arange(1, length + 1)
+    steps = np.asarray(steps)
+    if steps.shape != (length,):
+        raise ValueError(f"steps needs one number per entry of the history, got {steps.shape} for {length} entries.")
+    return steps
 
 
 def _positive(x: np.ndarray) -> np.ndarray:
     """Values that a logarithmic axis can show; the others leave a gap."""
     return np.where((x > 0) & np.isfinite(x), x, np.nan)
+
+
+def _counted(words: str, where: np.ndarray) -> str:
+    return f"{words} ({where.sum()})"
+
+
+def _make_room(ax: Axes, rows: int) -> None:
+    """Rows of marks below the data, on a logarithmic axis."""
+    if rows:
+        low, high = ax.get_ylim()
+        part = _ROW_HEIGHT * (rows + 0.3)
+        ax.set_ylim(low / (high / low) ** (part / (1 - part)), high, auto=None)
+
+
+def _legend(ax: Axes) -> None:
+    ax.legend(frameon=True, framealpha=0.75, edgecolor="none", fontsize="small")
 
 
 def _axes(ax: Axes | None) -> Axes:
