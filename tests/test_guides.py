@@ -1,4 +1,4 @@
-"""Every python block of every page under docs/guides runs, the blocks of one page in one namespace."""
+"""Every python block of the guides and of the pages of the site runs, the blocks of one page in one namespace."""
 
 import os
 import pathlib
@@ -9,7 +9,8 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs" / "guides").glob("*.md"))
+SITE = [ROOT / "docs" / f"{name}.md" for name in ("index", "quick-start", "how-it-works", "peers", "faq")]
+PAGES = [*sorted((ROOT / "docs" / "guides").glob("*.md")), *SITE]
 BLOCK = re.compile(r"^```python[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 DEVICES = re.compile(r"<!--\s*devices:\s*(\d+)\s*-->")
 

@@ -1,0 +1,236 @@
+"""What the site takes from the rest of the repository, and its mathematics.
+
+- CHANGELOG.md, CONTRIBUTING.md, notebooks and the pages and pictures of benchmarks/results become pages where they are;
+  "Notebooks" and "Benchmarks" in the navigation list those that exist.
+- `<!-- include README.md#Use -->` stands for a section of a file (`#` alone: its first paragraph; none: the whole of it
+  without its title), with its links turned into those of the site.
+- Formulas are drawn when the site is built: a page needs no script and no network to show them.
+"""
+
+import base64
+import functools
+import html
+import json
+import logging
+import os
+import pathlib
+import re
+from typing import Any
+
+import ziamath
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+
+ROOT = pathlib.Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+FIRST_NOTEBOOKS = ("quick_start", "idea", "diagnosing", "fine_tuning_lora", "devices")
+FIRST_RESULTS = (
+    "quality",
+    "overhead",
+    "sensitivity",
+    "batch_size",
+    "breakdown",
+    "robustness",
+    "scale",
+    "authors",
+    "trajectories",
+    "runs",
+)
+# A minus that is a sign, not a difference: in braces it stands close to its number.
+_SIGN = re.compile(r"(^|[=(,{&]|\\(?:q?quad|cdot|le|ge|[,;]))\s*-(?=\S)")
+log = logging.getLogger("mkdocs.hooks")
+
+
+def on_config(config: Any) -> Any:
+    """Fills in the parts of the navigation that depend on what there is."""
+    notebooks = [f"notebooks/{path.stem}.md" for path in _notebooks()]
+    results = [{_name(path): f"benchmarks/{path.name}"} for path in _results()]
+    parts = {"Notebooks": notebooks, "Benchmarks": ["benchmarks/index.md", *results]}
+    nav = []
+    for entry in config.nav:
+        (title,) = entry
+        pages = parts.get(title, entry[title])
+        if pages:
+            nav.append({title: pages})
+    config.nav = nav
+    return config
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Adds the pages and pictures that lie outside of docs."""
+
+    def add(uri: str, content: str | bytes) -> None:
+        files.append(File.generated(config, uri, content=content))
+
+    for name in ("CHANGELOG.md", "CONTRIBUTING.md"):
+        add(name.lower(), relink((ROOT / name).read_text(), name, name.lower()))
+    for path in _results():
+        origin, uri = f"benchmarks/results/{path.name}", f"benchmarks/{path.name}"
+        add(uri, relink(path.read_text(), origin, uri))
+    for path in sorted(RESULTS.glob("*.png")):
+        add(f"benchmarks/{path.name}", path.read_bytes())
+    for path in _notebooks():
+        uri = f"notebooks/{path.stem}.md"
+        text, pictures = notebook(json.loads(path.read_text()), path.stem)
+        add(uri, relink(text, f"notebooks/{path.name}", uri))
+        for name, picture in pictures.items():
+            add(f"notebooks/{name}", picture)
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    """Puts the included sections and the list of results in their places."""
+
+    def included(match: re.Match[str]) -> str:
+        return relink(section(*match.groups()), match[1], page.file.src_uri)
+
+    markdown = re.sub(r"<!-- include ([\w./]+)(#[^>]*?)? -->", included, markdown)
+    return markdown.replace("<!-- results -->", _list_of_results())
+
+
+def on_page_content(html_text: str, page: Any, config: Any, files: Files) -> str:
+    """Draws the formulas that arithmatex has marked."""
+
+    def drawn(match: re.Match[str]) -> str:
+        block = match[1] == "div"
+        latex = " ".join(html.unescape(match[2]).strip()[2:-2].split())
+        try:
+            return formula(latex, block)
+        except Exception as error:
+            log.warning("%s: %r cannot be drawn: %s", page.file.src_uri, latex, error)
+            return match[0]
+
+    return re.sub(r'<(div|span) class="arithmatex">(.*?)</\1>', drawn, html_text, flags=re.DOTALL)
+
+
+def formula(latex: str, block: bool) -> str:
+    """A formula as SVG; one that stands by itself can break its line at its widest spaces."""
+    latex = _SIGN.sub(r"\1{-}", latex)
+    parts = re.split(r"\\qquad", latex) if block else [latex]
+    tag = "div" if block else "span"
+    drawn = "".join(_svg(part.strip(), block) for part in parts if part.strip())
+    return f'<{tag} class="formula" role="math" aria-label="{html.escape(latex)}">{drawn}</{tag}>'
+
+
+@functools.cache
+def _svg(latex: str, block: bool) -> str:
+    """In units of the text's size and in its colour."""
+    ziamath.config.svg2 = False  # no ids, which would clash between the formulas of a page
+    ziamath.config.precision = 2
+    size = 16
+    drawing = ziamath.Latex(latex, size=size, color="currentColor", inline=not block)
+    svg = drawing.svg()
+    width, height, depth = *map(float, re.findall(r'(?:width|height)="([\d.]+)"', svg)[:2]), drawing.getyofst()
+    em = 1.06 / size  # STIX is a little smaller than the fonts of screens
+    style = f"width:{width * em:.3f}em;height:{height * em:.3f}em"
+    if not block:
+        style += f";vertical-align:{depth * em:.3f}em"
+    return re.sub(
+        r'(<svg [^>]*?) width="[\d.]+" height="[\d.]+"', rf'\1 style="{style}" aria-hidden="true"', svg, count=1
+    )
+
+
+def section(path: str, anchor: str | None) -> str:
+    """A section of a file without its heading, its first paragraph, or all of it without its title."""
+    text = (ROOT / path).read_text()
+    body = text.split("\n", 1)[1].strip() if text.startswith("# ") else text
+    if anchor is None:
+        return body
+    if anchor == "#":
+        return body.split("\n\n", 1)[0]
+    found = re.search(rf"^## {re.escape(anchor[1:])}\n(.*?)(?=^## |\Z)", body, re.MULTILINE | re.DOTALL)
+    if found is None:
+        raise PluginError(f"{path} has no section {anchor[1:]!r}; a page of docs includes it.")
+    return found[1].strip()
+
+
+def relink(text: str, origin: str, uri: str) -> str:
+    """The Markdown of the file `origin` with its relative links as those of the page `uri`.
+
+    What has no page of its own, source code or a result that is not there yet, keeps its text and loses its link.
+    """
+
+    def changed(match: re.Match[str]) -> str:
+        mark, label, target, anchor = match.groups()
+        if re.match(r"[a-z]+:", target) or not target:
+            return match[0]
+        known = _page_of(os.path.normpath(os.path.join(os.path.dirname(origin), target)))
+        if known is None:
+            return label
+        return f"{mark}[{label}]({os.path.relpath(known, os.path.dirname(uri) or '.')}{anchor or ''})"
+
+    parts = re.split(r"(^ *```.*?^ *```)", text, flags=re.MULTILINE | re.DOTALL)
+    link = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)#\s]*)(#[^)\s]*)?\)")
+    return "".join(part if i % 2 else link.sub(changed, part) for i, part in enumerate(parts))
+
+
+def _page_of(path: str) -> str | None:
+    """The page or picture of the site that a file of the repository becomes."""
+    fixed = {"README.md": "index.md", "benchmarks/README.md": "benchmarks/index.md"}
+    fixed["benchmarks/results/README.md"] = "benchmarks/index.md"
+    if not (ROOT / path).is_file():
+        return None
+    if path in fixed:
+        return fixed[path]
+    if path in ("CHANGELOG.md", "CONTRIBUTING.md"):
+        return path.lower()
+    for folder, prefix in (("docs/", ""), ("benchmarks/results/", "benchmarks/"), ("notebooks/", "notebooks/")):
+        if path.startswith(folder) and path.endswith((".md", ".png", ".svg", ".ipynb")):
+            return prefix + path.removeprefix(folder).replace(".ipynb", ".md")
+    return None
+
+
+def notebook(cells: dict[str, Any], name: str) -> tuple[str, dict[str, bytes]]:
+    """A notebook that has been run, as the Markdown of a page and its pictures by file name."""
+    parts, pictures = [], {}
+    for cell in cells["cells"]:
+        source = "".join(cell["source"]).strip()
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+        if cell["cell_type"] != "code" or not source:
+            continue
+        parts.append(f"```python\n{source}\n```")
+        printed = ""
+        for output in cell["outputs"]:
+            data = output.get("data", {})
+            if "image/png" in data:
+                pictures[f"{name}_{len(pictures) + 1}.png"] = base64.b64decode("".join(data["image/png"]))
+                parts.append(f"![Drawn by the code above]({name}_{len(pictures)}.png)")
+            elif "text/html" in data:
+                parts.append(f'<div class="output" markdown="0">{"".join(data["text/html"])}</div>')
+            elif "text/plain" in data:
+                printed += "".join(data["text/plain"]) + "\n"
+            elif output["output_type"] == "stream" and output["name"] == "stdout":
+                printed += "".join(output["text"])
+        if printed.strip():
+            parts.append(f"```{{.text .output}}\n{printed.rstrip()}\n```")
+    return "\n\n".join(parts) + "\n", pictures
+
+
+def _notebooks() -> list[pathlib.Path]:
+    return _in_order((ROOT / "notebooks").glob("*.ipynb"), FIRST_NOTEBOOKS)
+
+
+def _results() -> list[pathlib.Path]:
+    return _in_order((path for path in RESULTS.glob("*.md") if path.stem != "README"), FIRST_RESULTS)
+
+
+def _in_order(paths: Any, first: tuple[str, ...]) -> list[pathlib.Path]:
+    def place(path: pathlib.Path) -> tuple[int, str]:
+        return first.index(path.stem) if path.stem in first else len(first), path.stem
+
+    return sorted(paths, key=place)
+
+
+def _name(path: pathlib.Path) -> str:
+    return "All runs" if path.stem == "runs" else path.stem.replace("_", " ").capitalize()
+
+
+def _list_of_results() -> str:
+    """A link to every page of results under its title, and on what they were made."""
+    pages = [f"- [{path.read_text().splitlines()[0].removeprefix('# ')}]({path.name})" for path in _results()]
+    if not pages:
+        return "There are no results here yet; the commands below make them."
+    overview = RESULTS / "README.md"
+    made_on = re.findall(r"^Training runs were made on: .*", overview.read_text() if overview.exists() else "", re.M)
+    return "\n".join([*pages, "", *made_on])
