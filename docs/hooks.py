@@ -10,6 +10,7 @@
 import base64
 import functools
 import html
+import itertools
 import json
 import logging
 import os
@@ -72,7 +73,7 @@ def on_files(files: Files, config: Any) -> Files:
     for path in _notebooks():
         uri = f"notebooks/{path.stem}.md"
         text, pictures = notebook(json.loads(path.read_text()), path.stem)
-        add(uri, relink(text, f"notebooks/{path.name}", uri))
+        add(uri, text)
         for name, picture in pictures.items():
             add(f"notebooks/{name}", picture)
     return files
@@ -104,11 +105,14 @@ def on_page_content(html_text: str, page: Any, config: Any, files: Files) -> str
 
 
 def formula(latex: str, block: bool) -> str:
-    """A formula as SVG; one that stands by itself can break its line at its widest spaces."""
+    """A formula as SVG; one that stands by itself may break its line where it says qquad or allowbreak."""
     latex = _SIGN.sub(r"\1{-}", latex)
-    parts = re.split(r"\\qquad", latex) if block else [latex]
+    parts = re.split(r"\\(qquad|allowbreak)\b", latex) if block else [latex]
+    drawn = _svg(parts[0].strip(), block)
+    for space, part in zip(parts[1::2], parts[2::2], strict=True):
+        gap = '<span class="gap"></span>' if space == "qquad" else ""
+        drawn += f"{gap}<wbr>{_svg(part.strip(), block)}"
     tag = "div" if block else "span"
-    drawn = "".join(_svg(part.strip(), block) for part in parts if part.strip())
     return f'<{tag} class="formula" role="math" aria-label="{html.escape(latex)}">{drawn}</{tag}>'
 
 
@@ -186,25 +190,29 @@ def notebook(cells: dict[str, Any], name: str) -> tuple[str, dict[str, bytes]]:
     for cell in cells["cells"]:
         source = "".join(cell["source"]).strip()
         if cell["cell_type"] == "markdown":
-            parts.append(source)
+            parts.append(relink(source, f"notebooks/{name}.ipynb", f"notebooks/{name}.md"))
         if cell["cell_type"] != "code" or not source:
             continue
         parts.append(f"```python\n{source}\n```")
-        printed = ""
-        for output in cell["outputs"]:
-            data = output.get("data", {})
-            if "image/png" in data:
-                pictures[f"{name}_{len(pictures) + 1}.png"] = base64.b64decode("".join(data["image/png"]))
-                parts.append(f"![Drawn by the code above]({name}_{len(pictures)}.png)")
-            elif "text/html" in data:
-                parts.append(f'<div class="output" markdown="0">{"".join(data["text/html"])}</div>')
-            elif "text/plain" in data:
-                printed += "".join(data["text/plain"]) + "\n"
-            elif output["output_type"] == "stream" and output["name"] == "stdout":
-                printed += "".join(output["text"])
-        if printed.strip():
-            parts.append(f"```{{.text .output}}\n{printed.rstrip()}\n```")
+        for kind, output in itertools.groupby(map(_best, cell["outputs"]), key=lambda best: best[0]):
+            contents = ["".join(content) for _, content in output]
+            if kind == "image/png":
+                for content in contents:
+                    pictures[f"{name}_{len(pictures) + 1}.png"] = base64.b64decode(content)
+                    parts.append(f"![Drawn by the code above]({name}_{len(pictures)}.png)")
+            elif kind == "text/html":
+                parts += [f'<div class="output" markdown="0">{content}</div>' for content in contents]
+            elif text := "\n".join(content.rstrip("\n") for content in contents).strip("\n"):
+                parts.append(f"```{{.text .output}}\n{text}\n```")
     return "\n\n".join(parts) + "\n", pictures
+
+
+def _best(output: dict[str, Any]) -> tuple[str, Any]:
+    """The form of an output that a page shows best, and its content; what went to stderr is left out."""
+    for kind in ("image/png", "text/html", "text/plain"):
+        if kind in output.get("data", {}):
+            return kind, output["data"][kind]
+    return "text/plain", output["text"] if output.get("name") == "stdout" else ""
 
 
 def _notebooks() -> list[pathlib.Path]:
