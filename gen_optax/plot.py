@@ -17,6 +17,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.legend import Legend
 
 from gen_optax._control import ProbeStatus
 from gen_optax._gen import GenInfo, GenState
@@ -95,8 +96,7 @@ def learning_rate(history: History, ax: Axes | None = None, *, steps: Any = None
                 label=_counted(words, here),
             )
             row += 1
-    _make_room(ax, row)
-    _legend(ax)
+    _make_room(ax, row, _legend(ax, loc="upper center", ncols=2))
     return ax
 
 
@@ -146,7 +146,7 @@ def parabola(
         margin = 0.1 * (high - low)
         if rate is not None:
             low, high = min(low, rate - margin), max(high, rate + margin)
-        if has_minimum and abs(best) <= 2 * max(abs(low), abs(high)):
+        if has_minimum and abs(best) <= 4 * max(abs(low), abs(high)):
             low, high = min(low, best - margin), max(high, best + margin)
     t = np.linspace(low, high, 200)
     reason = _REASONS.get(ProbeStatus(int(fit.get("status", ProbeStatus.NONE))))
@@ -271,16 +271,17 @@ def _counted(words: str, where: np.ndarray) -> str:
     return f"{words} ({where.sum()})"
 
 
-def _make_room(ax: Axes, rows: int) -> None:
-    """Rows of marks below the data, on a logarithmic axis."""
-    if rows:
-        low, high = ax.get_ylim()
-        part = _ROW_HEIGHT * (rows + 0.3)
-        ax.set_ylim(low / (high / low) ** (part / (1 - part)), high, auto=None)
+def _make_room(ax: Axes, rows: int, legend: Legend) -> None:
+    """Room for rows of marks below the data and for the legend above it, on a logarithmic axis."""
+    below = _ROW_HEIGHT * (rows + 0.3) if rows else 0.0
+    above = min(legend.get_window_extent().height / ax.bbox.height, 0.5)
+    low, high = ax.get_ylim()
+    unit = (high / low) ** (1 / (1 - below - above))
+    ax.set_ylim(low / unit**below, high * unit**above, auto=None)
 
 
-def _legend(ax: Axes) -> None:
-    ax.legend(frameon=True, framealpha=0.75, edgecolor="none", fontsize="small")
+def _legend(ax: Axes, **where: Any) -> Legend:
+    return ax.legend(frameon=True, framealpha=0.75, edgecolor="none", fontsize="small", **where)
 
 
 def _axes(ax: Axes | None) -> Axes:
