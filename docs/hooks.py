@@ -39,6 +39,7 @@ FIRST_RESULTS = (
 )
 # A minus that is a sign, not a difference: in braces it stands close to its number.
 _SIGN = re.compile(r"(^|[=(,{&]|\\(?:q?quad|cdot|le|ge|[,;]))\s*-(?=\S)")
+_legible_widths: dict[str, int] = {}  # of pictures, in pixels: letters below some 9 pixels cannot be read
 log = logging.getLogger("mkdocs.hooks")
 
 
@@ -67,15 +68,19 @@ def on_files(files: Files, config: Any) -> Files:
         add(name.lower(), relink((ROOT / name).read_text(), name, name.lower()))
     for path in _results():
         origin, uri = f"benchmarks/results/{path.name}", f"benchmarks/{path.name}"
-        add(uri, relink(path.read_text(), origin, uri))
+        text = relink(path.read_text(), origin, uri)
+        # Tables are wide: without headings to list, they get the place of the list.
+        add(uri, text if "\n## " in text else f"---\nhide: [toc]\n---\n\n{text}")
     for path in sorted(RESULTS.glob("*.png")):
         add(f"benchmarks/{path.name}", path.read_bytes())
+        _legible_widths[path.name] = int(0.55 * _width(path.read_bytes()))  # 120 dots per inch
     for path in _notebooks():
         uri = f"notebooks/{path.stem}.md"
         text, pictures = notebook(json.loads(path.read_text()), path.stem)
         add(uri, text)
         for name, picture in pictures.items():
             add(f"notebooks/{name}", picture)
+            _legible_widths[name] = int(0.72 * _width(picture))  # 80 dots per inch
     return files
 
 
@@ -90,7 +95,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def on_page_content(html_text: str, page: Any, config: Any, files: Files) -> str:
-    """Draws the formulas that arithmatex has marked."""
+    """Draws the formulas that arithmatex has marked; makes pictures open in full, and scroll on a narrow screen."""
 
     def drawn(match: re.Match[str]) -> str:
         block = match[1] == "div"
@@ -101,7 +106,13 @@ def on_page_content(html_text: str, page: Any, config: Any, files: Files) -> str
             log.warning("%s: %r cannot be drawn: %s", page.file.src_uri, latex, error)
             return match[0]
 
-    return re.sub(r'<(div|span) class="arithmatex">(.*?)</\1>', drawn, html_text, flags=re.DOTALL)
+    def picture(match: re.Match[str]) -> str:
+        name = match[2].rsplit("/", 1)[-1]
+        style = f' style="min-width:{_legible_widths[name]}px"' if name in _legible_widths else ""
+        return f'<a class="picture" href="{match[2]}"><img{style} {match[1]}src="{match[2]}"{match[3]}></a>'
+
+    html_text = re.sub(r'<(div|span) class="arithmatex">(.*?)</\1>', drawn, html_text, flags=re.DOTALL)
+    return re.sub(r'<img ([^>]*)src="([^"]+\.png)"([^>]*)>', picture, html_text)
 
 
 def formula(latex: str, block: bool) -> str:
@@ -213,6 +224,10 @@ def _best(output: dict[str, Any]) -> tuple[str, Any]:
         if kind in output.get("data", {}):
             return kind, output["data"][kind]
     return "text/plain", output["text"] if output.get("name") == "stdout" else ""
+
+
+def _width(png: bytes) -> int:
+    return int.from_bytes(png[16:20], "big")
 
 
 def _notebooks() -> list[pathlib.Path]:
