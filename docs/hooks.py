@@ -95,7 +95,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def on_page_content(html_text: str, page: Any, config: Any, files: Files) -> str:
-    """Draws the formulas that arithmatex has marked; makes pictures open in full, and scroll on a narrow screen."""
+    """Draws the formulas that arithmatex has marked; gives pictures and long cells a legible width."""
 
     def drawn(match: re.Match[str]) -> str:
         block = match[1] == "div"
@@ -112,7 +112,13 @@ def on_page_content(html_text: str, page: Any, config: Any, files: Files) -> str
         return f'<a class="picture" href="{match[2]}"><img{style} {match[1]}src="{match[2]}"{match[3]}></a>'
 
     html_text = re.sub(r'<(div|span) class="arithmatex">(.*?)</\1>', drawn, html_text, flags=re.DOTALL)
-    return re.sub(r'<img ([^>]*)src="([^"]+\.png)"([^>]*)>', picture, html_text)
+    html_text = re.sub(r'<img ([^>]*)src="([^"]+\.png)"([^>]*)>', picture, html_text)
+
+    def cell(match: re.Match[str]) -> str:
+        text = re.sub(r"<[^>]+>", "", match[1])
+        return f'<td class="long">{match[1]}</td>' if len(text) > 50 else match[0]
+
+    return re.sub(r"<td>(.*?)</td>", cell, html_text, flags=re.DOTALL)
 
 
 def formula(latex: str, block: bool) -> str:
