@@ -18,6 +18,7 @@ import pathlib
 import re
 from typing import Any
 
+import latex2mathml.converter
 import ziamath
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
@@ -138,6 +139,9 @@ def _svg(latex: str, block: bool) -> str:
     """In units of the text's size and in its colour."""
     ziamath.config.svg2 = False  # no ids, which would clash between the formulas of a page
     ziamath.config.precision = 2
+    unknown = re.search(r">\\\w+<", latex2mathml.converter.convert(latex))
+    if unknown:
+        raise ValueError(f"unknown command {unknown[0][1:-1]}")
     size = 16
     drawing = ziamath.Latex(latex, size=size, color="currentColor", inline=not block)
     svg = drawing.svg()
