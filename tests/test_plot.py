@@ -91,6 +91,22 @@ def test_trace_names_each_reason_in_a_row_of_its_own_below_the_data():
     assert {"loss rose (1)", "no parabola (2)", "$b/A$ (2)"} <= set(legend(ax))
 
 
+def test_trace_keeps_the_legend_off_the_data():
+    for given in (history(), history(status=np.full(10, int(ProbeStatus.ASCENT)))):
+        ax = plot.learning_rate(given)
+        ax.figure.canvas.draw()
+        highest = max(np.nanmax(line.get_ydata()) for line in ax.get_lines() if line.get_transform() == ax.transData)
+        assert ax.get_legend().get_window_extent().y0 > ax.transData.transform((1, highest))[1]
+
+
+def test_trace_of_a_run_that_found_no_rate():
+    zero = np.zeros(10)
+    given = history(learning_rate=zero, applied_learning_rate=zero, optimal_learning_rate=zero)
+    ax = plot.learning_rate(given | dict(status=np.full(10, int(ProbeStatus.BELOW_ROUNDING))))
+    ax.figure.canvas.draw()
+    assert len(lines(ax)["change below rounding"]) == 5
+
+
 def test_trace_has_words_for_every_reason():
     reasons = [status for status in ProbeStatus if status not in (ProbeStatus.NONE, ProbeStatus.ACCEPTED)]
     n = len(reasons)
