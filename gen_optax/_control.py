@@ -32,9 +32,10 @@ _FIRST_FRACTION = 0.01
 # While the rate is being found every call probes, this many times; a probe at call t has the weight
 # _MEMORY * (calls since the last probe) / t, at most _MAX_WEIGHT: an average over a fixed part of the past.
 _NUM_FIRST_PROBES, _MEMORY, _MAX_WEIGHT = 50, 4.0, 0.25
-# A step that multiplies the loss of one and the same batch by the first has overshot beyond doubt: the rate falls
-# unsmoothed. A loss that is the second times that of the last probe, on another batch, makes the next probe due now.
-_OVERSHOT_GROWTH, _ALARMING_GROWTH = 2.0, 4.0
+# A step that multiplies the loss of a fresh batch by the first, and by its parabola raises that of its own batch too,
+# has overshot beyond doubt: the rate falls unsmoothed. A loss that is the second times that of the last probe makes a
+# probe due at once. That one is there because its batch is a bad one, so it answers no other question than this.
+_OVERSHOT_GROWTH, _ALARMING_GROWTH = 2.0, 3.0
 # How far a learning rate falls when the step itself made the loss non-finite: the distance to safety is unknown, every
 # try costs a probe, and a rate that is too low is found and raised again.
 _OVERSHOOT_FACTOR = 0.1
@@ -112,12 +113,15 @@ def advance(
     step_size: jax.Array,
     status: jax.Array,
     independent: bool,
+    looks_back: bool,
 ) -> tuple[jax.Array, Averages | tuple[()]]:
     """The next learning rate and averages, given a measurement along `step_size` times the update."""
     accepted = status == ProbeStatus.ACCEPTED
     gamma = 1 - _weight(rule, num_probes, learning_rate.dtype)
     if independent:
+        alone = jnp.isposinf(measured.own_slope)  # nothing is known of the step's own batch
         overshot = measured.end_value > _OVERSHOT_GROWTH * jnp.abs(measured.value)
+        overshot &= alone | ~(measured.own_slope > measured.curvature / 2)
         gamma = jnp.where(overshot, 0, gamma)
     slope, curvature = measured.slope, measured.curvature
     if isinstance(averages, Averages):
@@ -144,6 +148,8 @@ def advance(
     if independent:
         ascent = status == ProbeStatus.ASCENT
         ratio, moves = jnp.where(ascent, 1 / limit, ratio), moves | ascent
+        if looks_back:  # else the own batch was not asked because no probe was to follow: it follows an alarm
+            moves &= overshot | ~alone
 
     if rule.smooth == "log":
         smoothed = learning_rate * ratio ** (1 - gamma)

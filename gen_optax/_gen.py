@@ -354,6 +354,7 @@ def _renew(
         step_size,
         status,
         probe.independent,
+        probe.looks_back,
     )
     unit = _fit.nonzero(step_size)
     info = GenInfo(

@@ -21,7 +21,7 @@ def measurement(slope, curvature, **fields):
     return Measurement(slope=jnp.float32(slope), curvature=jnp.float32(curvature), **jax.tree.map(jnp.float32, fields))
 
 
-def next_rate(measured, rate=0.1, step_size=None, independent=False, averages=(), **settings):
+def next_rate(measured, rate=0.1, step_size=None, independent=False, looks_back=False, averages=(), **settings):
     """What a known learning rate becomes: `(rate, averages, status)`."""
     settings = {
         "smoothing": 0.0,
@@ -43,6 +43,7 @@ def next_rate(measured, rate=0.1, step_size=None, independent=False, averages=()
         jnp.float32(rate if step_size is None else step_size),
         status,
         independent,
+        looks_back,
     )
     return float(new), averages, status
 
@@ -113,9 +114,33 @@ def rate_after(smooth, gamma, max_change, independent=False):
         measured = Measurement(jnp.ones(()), slope, curvature, jnp.ones(()), jnp.zeros(()), jnp.ones(()), own_slope)
         rule = _control.Rule(gamma, smooth, max_change, sigma, 1, None, None, False)
         status = _control.judge(measured, jnp.array(True))
-        return _control.advance(rule, rate, averages, jnp.int32(9), measured, rate, status, independent)
+        return _control.advance(rule, rate, averages, jnp.int32(9), measured, rate, status, independent, False)
 
     return jax.jit(run)
+
+
+@pytest.mark.parametrize(
+    ("end_value", "own_slope", "looks_back", "falls"),
+    [
+        (2.1, 0.9, True, True),  # both batches lose by the step
+        (1.9, 0.9, True, False),  # a fresh batch may lose by chance
+        (2.1, 1.1, True, False),  # its own batch gains, by the parabola: noise
+        (2.1, np.inf, True, True),  # an alarm, and it was right
+        (2.1, np.inf, False, True),  # a probe of the step to come knows no other batch
+    ],
+)
+def test_an_overshot_beyond_doubt_is_not_smoothed(end_value, own_slope, looks_back, falls):
+    measured = measurement(-1.0, 2.0, end_value=end_value, own_slope=own_slope)
+    rate, *_ = next_rate(measured, independent=True, looks_back=looks_back, smoothing=0.9, smooth="log", max_change=2.0)
+    assert rate == pytest.approx(0.05 if falls else 0.1 * 0.5**0.1)
+
+
+@pytest.mark.parametrize("slope", [-1.0, 0.1, 5.0])
+def test_a_probe_that_follows_an_alarm_answers_no_other_question(slope):
+    """Its batch was chosen for its loss: what it says of the slope is biased."""
+    settings = {"independent": True, "smooth": "log", "max_change": 2.0}
+    assert next_rate(measurement(slope, 2.0), looks_back=True, **settings)[0] == pytest.approx(0.1)
+    assert next_rate(measurement(slope, 2.0), looks_back=False, **settings)[0] != pytest.approx(0.1)
 
 
 def test_coefficients_are_averaged_per_unit_of_rate():
