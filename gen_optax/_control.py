@@ -116,13 +116,16 @@ def advance(
     looks_back: bool,
 ) -> tuple[jax.Array, Averages | tuple[()]]:
     """The next learning rate and averages, given a measurement along `step_size` times the update."""
-    accepted = status == ProbeStatus.ACCEPTED
     gamma = 1 - _weight(rule, num_probes, learning_rate.dtype)
     if independent:
         alone = jnp.isposinf(measured.own_slope)  # nothing is known of the step's own batch
         overshot = measured.end_value > _OVERSHOT_GROWTH * jnp.abs(measured.value)
+        overshot |= status == ProbeStatus.OVERSHOOT
         overshot &= alone | ~(measured.own_slope > measured.curvature / 2)
         gamma = jnp.where(overshot, 0, gamma)
+        if looks_back:  # then the own batch was not asked because no probe was planned: this one follows an alarm
+            status = jnp.where(alone & ~overshot, jnp.int32(ProbeStatus.NONE), status)
+    accepted = status == ProbeStatus.ACCEPTED
     slope, curvature = measured.slope, measured.curvature
     if isinstance(averages, Averages):
         unit = _fit.nonzero(step_size)
@@ -148,8 +151,6 @@ def advance(
     if independent:
         ascent = status == ProbeStatus.ASCENT
         ratio, moves = jnp.where(ascent, 1 / limit, ratio), moves | ascent
-        if looks_back:  # else the own batch was not asked because no probe was to follow: it follows an alarm
-            moves &= overshot | ~alone
 
     if rule.smooth == "log":
         smoothed = learning_rate * ratio ** (1 - gamma)

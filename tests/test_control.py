@@ -141,6 +141,8 @@ def test_a_probe_that_follows_an_alarm_answers_no_other_question(slope):
     settings = {"independent": True, "smooth": "log", "max_change": 2.0}
     assert next_rate(measurement(slope, 2.0), looks_back=True, **settings)[0] == pytest.approx(0.1)
     assert next_rate(measurement(slope, 2.0), looks_back=False, **settings)[0] != pytest.approx(0.1)
+    settings |= {"smooth": "coefficients", "averages": _control.Averages(jnp.float32(1), jnp.float32(10))}
+    np.testing.assert_array_equal(next_rate(measurement(slope, 2.0), looks_back=True, **settings)[1], (1, 10))
 
 
 def test_coefficients_are_averaged_per_unit_of_rate():
