@@ -16,6 +16,7 @@ import logging
 import os
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import latex2mathml.converter
@@ -26,18 +27,7 @@ from mkdocs.structure.files import File, Files
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 FIRST_NOTEBOOKS = ("quick_start", "idea", "diagnosing", "fine_tuning_lora", "devices")
-FIRST_RESULTS = (
-    "quality",
-    "overhead",
-    "sensitivity",
-    "batch_size",
-    "breakdown",
-    "robustness",
-    "scale",
-    "authors",
-    "trajectories",
-    "runs",
-)
+OVERVIEW = RESULTS / "README.md"  # which `benchmarks report` writes: the pages in order, and the machine
 # A minus that is a sign, not a difference: in braces it stands close to its number.
 _SIGN = re.compile(r"(^|[=(,{&]|\\(?:q?quad|cdot|le|ge|[,;]))\s*-(?=\S)")
 _legible_widths: dict[str, int] = {}  # of pictures, in pixels: letters below some 9 pixels cannot be read
@@ -245,10 +235,11 @@ def _notebooks() -> list[pathlib.Path]:
 
 
 def _results() -> list[pathlib.Path]:
-    return _in_order((path for path in RESULTS.glob("*.md") if path.stem != "README"), FIRST_RESULTS)
+    listed = re.findall(r"\((\w+)\.md\)", OVERVIEW.read_text()) if OVERVIEW.exists() else []
+    return _in_order((path for path in RESULTS.glob("*.md") if path != OVERVIEW), listed)
 
 
-def _in_order(paths: Any, first: tuple[str, ...]) -> list[pathlib.Path]:
+def _in_order(paths: Any, first: Sequence[str]) -> list[pathlib.Path]:
     def place(path: pathlib.Path) -> tuple[int, str]:
         return first.index(path.stem) if path.stem in first else len(first), path.stem
 
@@ -261,9 +252,6 @@ def _name(path: pathlib.Path) -> str:
 
 def _list_of_results() -> str:
     """A link to every page of results under its title, and on what they were made."""
-    pages = [f"- [{path.read_text().splitlines()[0].removeprefix('# ')}]({path.name})" for path in _results()]
-    if not pages:
+    if not OVERVIEW.exists():
         return "There are no results here yet; the commands below make them."
-    overview = RESULTS / "README.md"
-    made_on = re.findall(r"^Training runs were made on: .*", overview.read_text() if overview.exists() else "", re.M)
-    return "\n".join([*pages, "", *made_on])
+    return relink(section("benchmarks/results/README.md", None), "benchmarks/results/README.md", "benchmarks/index.md")
