@@ -115,7 +115,7 @@ def circumstances() -> dict[str, Any]:
     device = jax.devices()[0]
     machine = {
         "architecture": platform.machine(),
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "backend": device.platform,
         "device": device.device_kind,
     }
