@@ -24,6 +24,8 @@ from benchmarks import questions, runner, store
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":", "-.")
 
+Cells = Sequence[Mapping[str, Any]]
+
 
 def report(results: store.Store) -> list[Path]:
     """Writes the page of every question that has results, and an index of them."""
@@ -72,12 +74,12 @@ def mean_and_spread(values: Sequence[float], digits: int = 4) -> str:
     return f"{mean} ± {number(float(np.std(values, ddof=1)), 2)}" if len(values) > 1 else mean
 
 
-def survivors(cells: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def survivors(cells: Cells) -> list[Mapping[str, Any]]:
     """The cells that trained to their end."""
     return [cell for cell in cells if not cell["diverged"]]
 
 
-def outcome(cells: Sequence[Mapping[str, Any]]) -> str:
+def outcome(cells: Cells) -> str:
     """How many seeds there are, and how many of them failed and in which way."""
     errors = [cell["error"].split(":")[0] for cell in cells if cell.get("error")]
     diverged = sum(cell["diverged"] for cell in cells) - len(errors)
@@ -156,23 +158,50 @@ def grouped(cells: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[A
     return groups
 
 
-def by_method(results: store.Store, workload: str) -> dict[str, list[dict[str, Any]]]:
-    """A workload's cells at its own batch size, steps and precision by their method; the tuning seed left out."""
+def by_method(results: store.Store, workload: str, reported: bool = True) -> dict[str, list[dict[str, Any]]]:
+    """A workload's cells at its own batch size, steps and precision by their method.
+
+    Those of the seeds that are reported on, which have a test result, or those of all the others.
+    """
 
     def counts(cell):
         key, own = cell["key"], cell["workload"]
         settings = (key["batch_size"], key["num_steps"], key["precision"])
-        return settings == (own["batch_size"], own["num_steps"], "float32") and key["seed"] != runner.TUNING_SEED
+        return (
+            settings == (own["batch_size"], own["num_steps"], "float32") and runner.is_reported(key["seed"]) == reported
+        )
 
     return grouped(filter(counts, results.cells(workload)), lambda cell: cell["key"]["method"])
 
 
-def mean_result(cells: Sequence[Mapping[str, Any]], name: str) -> float:
-    """A test result, the mean over seeds, its sign turned where more is better; infinite if a seed failed."""
+def mean_result(cells: Cells, name: str, split: str = "test") -> float:
+    """A result, the mean over seeds, its sign turned where more is better; infinite if a seed failed."""
     if any(cell["diverged"] for cell in cells):
         return math.inf
     sign = -1 if name != "loss" and cells[0]["workload"]["higher_is_better"] else 1
-    return sign * float(np.mean([cell["final"]["test"][name] for cell in cells]))
+    return sign * float(np.mean([cell["final"][split][name] for cell in cells]))
+
+
+def gains(compared: Mapping[str, Mapping[str, tuple[Cells, Cells]]], split: str = "test") -> str:
+    """A table of the per cent by which a mean metric is better than a baseline's, and each row's worst.
+
+    Distances to a minimum are left out: they span orders of magnitude.
+
+    Args:
+      compared: `{row: {workload: (cells, cells of the baseline)}}`.
+      split: the one whose metric counts.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for row, pairs in compared.items():
+        for workload, (cells, baseline) in pairs.items():
+            metric = cells[0]["workload"]["metric"]
+            if metric != "distance":
+                ours, theirs = (mean_result(group, metric, split) for group in (cells, baseline))
+                found.setdefault(row, {})[workload] = 100 * (theirs - ours) / abs(theirs)
+    workloads = sorted({workload for entries in found.values() for workload in entries})
+    note = "Per cent by which the mean metric is better (+) or worse (-); -∞ where a seed diverged or failed."
+    lines = [[row, min(entries.values()), *(entries.get(w) for w in workloads)] for row, entries in found.items()]
+    return f"{note}\n\n{table(['', 'worst', *workloads], lines)}"
 
 
 def _cell(entry: Any) -> str:
@@ -185,11 +214,11 @@ def _all_runs(results: store.Store) -> str:
 
     def kind(cell):
         key = cell["key"]
-        return (*(key[name] for name in key if name != "seed"), key["seed"] == runner.TUNING_SEED)
+        return (*(key[name] for name in key if name != "seed"), runner.is_reported(key["seed"]))
 
     rows = []
-    for (workload, method, batch_size, steps, precision, tuning), cells in grouped(results.cells(), kind).items():
-        splits = ["validation"] if tuning else ["validation", "test"]
+    for (workload, method, batch_size, steps, precision, reported), cells in grouped(results.cells(), kind).items():
+        splits = ["validation", "test"] if reported else ["validation"]
         metric = cells[0]["workload"]["metric"]
         values = [[cell["final"][split][metric] for cell in survivors(cells)] for split in splits]
         rows.append(

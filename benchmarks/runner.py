@@ -25,8 +25,16 @@ from benchmarks import methods, store
 from benchmarks.workload import Workload
 
 TUNING_SEED = 0
-"""Settings are chosen on this seed, on the validation split; the test split is never read with it."""
+"""The baseline is tuned on this seed, on the validation split; the test split is never read with it."""
+DEFAULTS_SEEDS = (101, 102, 103)
+"""Nor with these and those above, on which the defaults of GeN are chosen."""
 SEEDS = (1, 2, 3)
+
+
+def is_reported(seed: int) -> bool:
+    """Whether a run of this seed may see the test split; no setting is ever chosen by it."""
+    return TUNING_SEED < seed < DEFAULTS_SEEDS[0]
+
 
 _CHUNKS, _MAX_CHUNK = 20, 50  # of steps between two looks of the host; at most so many batches are held in memory
 _CURVE_POINTS = 100
@@ -122,7 +130,7 @@ def train(key: dict[str, Any], workload: Workload, progress: Progress | None = N
 
     curves = {name: np.array([float(record[name]) for record in records]) for name in records[0]}
     evaluated = merge(method.eval_params(state.optimizer, state.params), state.frozen)
-    splits = ["validation"] if seed == TUNING_SEED else ["validation", "test"]
+    splits = ["validation", "test"] if is_reported(seed) else ["validation"]
     final = {split: workload.evaluate(evaluated, state.model, split) for split in splits}
     final["train_loss"] = float(np.mean(curves["loss"][-max(1, num_steps // 20) :]))
     return {

@@ -15,6 +15,7 @@ from benchmarks.workload import Workload
 
 NAMES = (
     "quality",
+    "defaults",
     "overhead",
     "sensitivity",
     "batch_size",

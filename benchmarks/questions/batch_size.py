@@ -37,7 +37,7 @@ def report(results: store.Store) -> str | None:
     """Test metric by batch size."""
     parts = []
     for workload in results.workloads():
-        cells = [cell for cell in results.cells(workload) if cell["key"]["seed"] != runner.TUNING_SEED]
+        cells = [cell for cell in results.cells(workload) if runner.is_reported(cell["key"]["seed"])]
         by_setting = pages.grouped(cells, lambda cell: tune.setting_name(cell["key"]))
         by_size = {}
         for name, group in by_setting.items():

@@ -19,6 +19,15 @@ Rows = dict[str, list[dict[str, Any]]]  # the cells of the reported seeds by the
 
 _TUNED = "tuned baseline"
 _SCHEDULES = {name: f"{name.replace('_', ', ')} baseline" for name in methods.SCHEDULES}
+# The columns of the summary.
+_IN_SHORT = {
+    "tuned rate and schedule": _TUNED,
+    "**GeN, `num_steps` given**": "gen_horizon",
+    "tuned constant rate": _SCHEDULES["constant"],
+    "**GeN, open end**": "gen",
+    "Prodigy with cosine": "prodigy:schedule=cosine",
+    "schedule-free AdamW": "schedule_free_adamw",
+}
 _LEAST_LOSS = 1e-6  # test losses below count as this: ratios of losses that are all zero to the eye mean nothing
 _SMOOTH = 20  # a loss "at" a step is the mean over one such part of the run, as `train_loss` is
 
@@ -35,12 +44,42 @@ def run(study: Study) -> None:
 
 def report(results: store.Store) -> str | None:
     """Ranks, profiles, and a table per workload."""
-    groups = {workload: rows for workload in results.workloads() if (rows := _rows(results, workload))}
+    groups = groups_of(results)
     if not groups:
         return None
-    parts = [_ranking(groups), _profiles(groups, results)]
+    compared: dict[str, dict[str, Any]] = {}
+    for workload, rows in groups.items():
+        for name in rows if _TUNED in rows else ():
+            compared.setdefault(name, {})[workload] = rows[name], rows[_TUNED]
+    parts = [
+        f"## In short\n\n{summary(groups)}",
+        f"## Beside the tuned baseline\n\n{pages.gains(compared)}",
+        _ranking(groups),
+        _profiles(groups, results),
+    ]
     parts += [f"## {workload}\n\n{_table(rows)}" for workload, rows in groups.items()]
     return "\n\n".join(parts)
+
+
+def groups_of(results: store.Store) -> dict[str, Rows]:
+    """The rows of every workload that has any."""
+    return {workload: rows for workload in results.workloads() if (rows := _rows(results, workload))}
+
+
+def summary(groups: dict[str, Rows]) -> str:
+    """The table of the README: a line per workload, the methods that a reader asks for first."""
+    lines = []
+    for workload, rows in groups.items():
+        example = next(iter(rows.values()))[0]["workload"]
+        name = f"{workload}, {example['metric']} {'↑' if example['higher_is_better'] else '↓'}"
+        lines.append([name, *(_test_metric(rows.get(method, [])) for method in _IN_SHORT.values())])
+    return pages.table(["", *_IN_SHORT], lines)
+
+
+def _test_metric(cells: list[dict[str, Any]]) -> str:
+    values = [cell["final"]["test"][cell["workload"]["metric"]] for cell in pages.survivors(cells)]
+    failed = len(cells) - len(values)
+    return pages.mean_and_spread(values) + (f" ({failed} of {len(cells)} failed)" if failed else "")
 
 
 def _rows(results: store.Store, workload: str) -> Rows:

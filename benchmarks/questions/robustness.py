@@ -33,7 +33,7 @@ def report(results: store.Store) -> str | None:
     cells = [
         cell
         for cell in results.cells(family="gen_horizon")
-        if list(methods.parse(cell["key"]["method"]).options) == ["base"] and cell["key"]["seed"] != runner.TUNING_SEED
+        if list(methods.parse(cell["key"]["method"]).options) == ["base"] and runner.is_reported(cell["key"]["seed"])
     ]
     if not cells:
         return None

@@ -12,6 +12,7 @@ from benchmarks.questions import (
     Study,
     authors,
     batch_size,
+    defaults,
     overhead,
     quality,
     robustness,
@@ -49,6 +50,26 @@ def test_quality(study, monkeypatch):
     assert "tuned baseline" in text
     assert "warmup, cosine baseline" in text
     assert "| momo |" in text
+
+
+def test_defaults_are_chosen_on_validation_splits_and_seeds_of_their_own(study, monkeypatch):
+    monkeypatch.setattr(tune, "GRIDS", {"adamw": range(-4, -3)})
+    monkeypatch.setattr(tune, "_LIMITS", (-4, -4))
+    defaults.run(study)
+    defaults.run(finished(study, monkeypatch))
+    cells = list(study.results.cells())
+    assert {cell["key"]["seed"] for cell in cells} == {runner.TUNING_SEED, 101}
+    assert not any("test" in cell["final"] for cell in cells)
+    text = defaults.report(study.results)
+    assert text.count("| default: `gen") == 2
+    assert quality.report(study.results) is None
+
+
+def test_every_variant_can_be_built():
+    for variants in defaults.VARIANTS.values():
+        assert len(set(variants.values())) == len(variants)
+        for method in variants.values():
+            methods.build(methods.parse(method), toy(), 10)
 
 
 def test_sensitivity(study, monkeypatch):

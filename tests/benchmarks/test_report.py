@@ -1,6 +1,7 @@
 """Ranks, profiles and tables against examples worked out by hand, and the pages as files."""
 
 import math
+from pathlib import Path
 
 import pytest
 
@@ -128,9 +129,36 @@ def test_quality_keeps_every_row_and_leaves_the_tuning_seed_out(results):
 
 
 def test_a_failure_ranks_last(results):
-    ranking = quality.report(results).split("## ")[1]
+    ranking = quality.report(results).split("## Ranks")[1].split("## ")[0]
     order = [line.split("|")[1].strip() for line in ranking.splitlines() if line.startswith("|")][2:]
     assert order == ["gen", "tuned baseline", "prodigy", "zoom"]
+
+
+def test_gains_beside_the_tuned_baseline(results):
+    # Accuracies of 1 - loss / 10: 0.7 for the baseline, 0.8 for gen; a seed of prodigy diverged, one of zoom failed.
+    text = quality.report(results).split("## Beside")[1].split("## ")[0]
+    rows = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in text.splitlines() if line[:1] == "|"}
+    assert rows["gen"] == f"{100 / 7:.3g}"
+    assert rows["tuned baseline"] == "0"
+    assert rows["prodigy"] == rows["zoom"] == "-∞"
+
+
+def test_the_summary(results):
+    text = quality.report(results).split("## In short")[1].split("## ")[0]
+    assert "| toy, accuracy ↑ | 0.7 ± 0.14 | - | - | 0.8 ± 0 | - | - |" in text
+
+
+def test_the_summary_counts_failures(results):
+    for seed, diverged in ((1, True), (2, False)):
+        results.put(cell("gen_horizon", seed, diverged=diverged))
+    assert "| 0.7 ± 0.14 | 0.9 (1 of 2 failed) |" in quality.summary(quality.groups_of(results))
+
+
+def test_the_readme_holds_the_summary():
+    """Its table is that of the results, word for word."""
+    known = store.Store(store.RESULTS)
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert quality.summary(quality.groups_of(known)) in readme
 
 
 def test_pages_and_pictures(results):
