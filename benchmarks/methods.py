@@ -12,7 +12,7 @@ Weight decay belongs to the workload and is the same for all methods.
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -205,10 +205,11 @@ def _averaged(builder):
         method = builder(workload, total_steps, **options)
         if average is None:
             return method
-        return Method(
-            _with_average(method.transformation, average),
-            lambda state, step: method.learning_rate(state.inner, step),
-            lambda state, params: state.average,
+        return replace(
+            method,
+            transformation=_with_average(method.transformation, average),
+            learning_rate=lambda state, step: method.learning_rate(state.inner, step),
+            eval_params=lambda state, params: state.average,
         )
 
     return averaged_builder
@@ -288,7 +289,7 @@ def _polyak(workload, total_steps, **options):
 
 FAMILIES: dict[str, Callable[..., Method]] = {
     "baseline": _baseline,
-    "gen": _gen,
+    "gen": _averaged(_gen),
     "gen_horizon": _gen_with(num_steps="auto"),
     "gen_paper": _gen_with(**_PAPER),
     "gen_paper_horizon": _gen_with(**_PAPER, num_steps="auto"),

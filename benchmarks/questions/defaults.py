@@ -27,10 +27,12 @@ VARIANTS: dict[str, dict[str, str]] = {
     "without a horizon": {
         "default": "gen",
         "break-even: sigma = 2": "gen:sigma=2.0",
-        "sigma = 1.6, no decay": "gen:decay=constant,sigma=1.6",
+        "sigma = 1.6": "gen:decay=constant,sigma=1.6",
         "sigma = 1.6, decay 1 / sqrt(1 + t / 100)": "gen:decay=inverse_sqrt,sigma=1.6",
         "sigma = 2, decay 1 / sqrt(1 + t / 100)": "gen:decay=inverse_sqrt,sigma=2.0",
         "sigma = 1.2": "gen:sigma=1.2",
+        "evaluated at a mean of the iterates": "gen:average=8,decay=constant,sigma=1.6",
+        "the same, sigma = 2": "gen:average=8,sigma=2.0",
         "probe on the gradient's batch": "gen:probe=finite_difference",
         "with an independent batch": "gen:batch=independent,probe=finite_difference",
     },

@@ -116,15 +116,21 @@ def test_paper_is_algorithm_1():
 
 
 def test_schedules_begin_and_end_where_they_should():
-    values = {name: [float(methods.schedule(name, 2.0, 100)(t)) for t in (0, 5, 100)] for name in methods.SCHEDULES}
+    values = {
+        name: [float(methods.schedule(name, 2.0, 100)(t)) for t in (0, 5, 100)]
+        for name in (*methods.SCHEDULES, "inverse_sqrt")
+    }
     assert values["constant"] == [2, 2, 2]
     assert values["linear"] == pytest.approx([2, 1.9, 0])
     assert values["warmup_cosine"] == pytest.approx([0, 2, 0], abs=1e-6)
+    assert values["inverse_sqrt"] == pytest.approx([2, 2 / 1.05**0.5, 2 / 2**0.5])
 
 
-def test_average_is_the_polynomial_mean_of_the_iterates():
+@pytest.mark.parametrize("spec", ["dog:average=8", "gen:average=8,batch=2,probe=exact"])
+def test_average_is_the_polynomial_mean_of_the_iterates(spec):
     workload = toy()
-    method, state, step, batches = step_of("dog:average=8", workload)
+    method, state, step, batches = step_of(spec, workload)
+    assert method.probe_batches == methods.parse(spec).options.get("batch", 0)
     mean = None
     for t in range(4):
         state, _ = step(state, *next(batches), jax.random.key(1))
