@@ -9,7 +9,12 @@ was probed:
   no longer changes the expected loss: `b h = A h^2 / 2`, hence `rho = 1/2` although nothing is wrong. With `sigma = 2`
   the rule stands still exactly there: it seeks the largest rate that still makes progress. The greedy rule would
   halve the rate, again and again. Far from the floor the batches agree, and `2 b / A` is the edge where a step gains
-  nothing; so the target never lies beyond the minimiser on the step's own batch: `min(b_own, sigma b) / A`.
+  nothing; so the target never lies beyond half way between the minimiser on the step's own batch and that edge:
+  `min(kappa b_own, sigma b) / A` with `kappa = 1.5`. (With 1 the rate falls behind: under a greedy rate the curvature
+  goes on to grow, Roulet et al., arXiv 2407.06183.)
+
+While a rate is being found, `kappa` is 1 and `sigma` at most 1.1. Break-even is a state of balance, which the first
+steps are far from: there it overshoots, and stays, since balance is found at any rate within reach.
 
 A rate that stands still at its noise floor needs something else to anneal it. With a horizon that is the decay. Without
 one, `sigma` lies between greedy and break-even, so that the rate sinks slowly while training makes no progress.
@@ -26,6 +31,8 @@ from gen_optax._probe import Context, Measurement
 
 _MIN_R_SQUARED = 0.99  # Algorithm 1
 _BREAK_EVEN, _ANNEALING = 2.0, 1.6  # sigma on an independent batch, with a horizon and without one
+_FIRST_SIGMA = 1.1  # at most, while a rate is being found
+_FIRST_KAPPA, _KAPPA = 1.0, 1.5
 # The first rate is this part of what the first step alone would bear: momentum is still to come, and curvature falls
 # from its height at the start. The climb from there costs a few dozen steps, an overshoot may cost the run.
 _FIRST_FRACTION = 0.01
@@ -136,7 +143,10 @@ def advance(
         )
         slope, curvature = averages.slope * unit, averages.curvature * unit * unit
     limit = 2.0 if rule.max_change is None else rule.max_change
-    aim = jnp.minimum(measured.own_slope, rule.sigma * slope)
+    first = finding(rule, learning_rate, num_probes)
+    kappa = jnp.where(first, _FIRST_KAPPA, _KAPPA)
+    sigma = jnp.where(first, jnp.minimum(_FIRST_SIGMA, rule.sigma), rule.sigma)
+    aim = jnp.minimum(kappa * measured.own_slope, sigma * slope)
     # A step that was uphill on its own batch counts as an ascent: there is no positive rate to aim at.
     ratio = jnp.where(aim > 0, aim / jnp.where(accepted, curvature, 1), 1 / limit)
     if rule.max_change is not None:

@@ -84,9 +84,9 @@ def scale_by_gen(
 
     On the batch that the step was computed from, `b` flatters the step. The default probe therefore judges the previous
     step `h u`, as it was applied, on the present batch, and puts
-    :math:`\eta_{t-1} \min(b_{own}, \sigma b) / (A h)` for :math:`\sigma\eta^*`. With :math:`\sigma = 2` that rests
-    where steps stop making progress on a fresh batch, :math:`b h = A h^2 / 2`; a fresh batch that the step made worse
-    lowers the rate as far as `max_change` allows.
+    :math:`\eta_{t-1} \min(\kappa b_{own}, \sigma b) / (A h)` for :math:`\sigma\eta^*`, :math:`\kappa = 1.5`. With
+    :math:`\sigma = 2` that rests where steps stop making progress on a fresh batch, :math:`b h = A h^2 / 2`; a fresh
+    batch that the step made worse lowers the rate as far as `max_change` allows.
 
     Put it last in a chain, after a base optimizer of learning rate 1: the direction that is probed is then the one that
     is applied. Algorithm 1 of the paper, to the letter, is `scale_by_gen(init_learning_rate=1e-3,
@@ -95,8 +95,9 @@ def scale_by_gen(
     Args:
       init_learning_rate: :math:`\eta_0`, a rate that is known to be good. None, and better than a guess: it is found.
         The first call tries rates that double until the loss rises, and starts at a hundredth of the best; until
-        there is one, no step is taken. From there the rate climbs, probed at each of the first 50 calls, with a
-        :math:`\gamma` that grows to `smoothing` over some hundred calls.
+        there is one, no step is taken. From there the rate climbs, probed at each of the first 50 calls, for these with
+        :math:`\kappa = 1` and a :math:`\sigma` of at most 1.1, and with a :math:`\gamma` that grows to `smoothing` over
+        some hundred calls.
       probe: how the parabola is measured: :func:`gen_optax.retrospective` (the default; it keeps one copy of the
         parameters in the state), :func:`gen_optax.finite_difference` or :func:`gen_optax.exact` (which keep none, but
         on the gradient's own batch want a horizon).

@@ -21,7 +21,9 @@ def measurement(slope, curvature, **fields):
     return Measurement(slope=jnp.float32(slope), curvature=jnp.float32(curvature), **jax.tree.map(jnp.float32, fields))
 
 
-def next_rate(measured, rate=0.1, step_size=None, independent=False, looks_back=False, averages=(), **settings):
+def next_rate(
+    measured, rate=0.1, step_size=None, independent=False, looks_back=False, averages=(), num_probes=100, **settings
+):
     """What a known learning rate becomes: `(rate, averages, status)`."""
     settings = {
         "smoothing": 0.0,
@@ -38,7 +40,7 @@ def next_rate(measured, rate=0.1, step_size=None, independent=False, looks_back=
         _control.Rule(**settings),
         jnp.float32(rate),
         averages,
-        jnp.int32(100),
+        jnp.int32(num_probes),
         measured,
         jnp.float32(rate if step_size is None else step_size),
         status,
@@ -188,11 +190,22 @@ def test_only_an_accepted_fit_moves_the_rate(status, smooth, independent):
 @pytest.mark.parametrize("smooth", ["learning_rate", "log", "coefficients"])
 @pytest.mark.parametrize("step_size", [1e-4, 0.1, 10.0])
 def test_the_minimum_on_the_own_batch_limits_the_target(smooth, step_size):
-    """sigma b h = 4 against b_own h = 3 with A h^2 = 2: 3 / 2, in units of the present rate, whatever h."""
+    """sigma b h = 4 against 1.5 b_own h = 3 with A h^2 = 2: 3 / 2, in units of the present rate, whatever h."""
     averages = ZEROS if smooth == "coefficients" else ()
     arguments = {"step_size": step_size, "independent": True, "averages": averages, "smooth": smooth, "sigma": 2.0}
     assert next_rate(measurement(2.0, 2.0), **arguments)[0] == pytest.approx(0.1 * 2)
-    assert next_rate(measurement(2.0, 2.0, own_slope=3.0), **arguments)[0] == pytest.approx(0.1 * 1.5)
+    assert next_rate(measurement(2.0, 2.0, own_slope=2.0), **arguments)[0] == pytest.approx(0.1 * 1.5)
+
+
+@pytest.mark.parametrize(
+    ("num_probes", "sigma", "found", "limited"),
+    [(1, 1.6, 1.1, 0.5), (49, 1.6, 1.1, 0.5), (1, 1, 1, 0.5), (50, 1.6, 1.6, 0.75)],
+)
+def test_the_search_for_a_rate_is_greedy(num_probes, sigma, found, limited):
+    """b h = A h^2 = 2: sigma is at most 1.1 in the search; with b_own h = 1 in its place, that is not exceeded."""
+    arguments = {"independent": True, "num_probes": num_probes, "sigma": sigma, "cold_start": True}
+    assert next_rate(measurement(2.0, 2.0, own_slope=6.0), **arguments)[0] == pytest.approx(0.1 * found)
+    assert next_rate(measurement(2.0, 2.0, own_slope=1.0), **arguments)[0] == pytest.approx(0.1 * limited)
 
 
 @pytest.mark.parametrize("smooth", ["learning_rate", "log", "coefficients"])
