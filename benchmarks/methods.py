@@ -14,6 +14,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ import optax
 
 import gen_optax
 from benchmarks.workload import Workload
+from gen_optax import _control
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,10 @@ def _baseline(workload, total_steps, learning_rate, schedule="constant", base=No
 
 
 def _gen(workload, total_steps, base=None, batch="own", probe=None, **options):
-    """`batch`: "own", "independent", or a number of independent batches; the rest are settings of `scale_by_gen`."""
+    """`batch`: "own", "independent", or a number of independent batches.
+
+    The rest are settings of `scale_by_gen` and constants of its rule, such as `kappa`, which users cannot set.
+    """
     probe_batches = {"own": 0, "independent": 1}.get(batch, batch)
     probe_options = {key: options.pop(key) for key in ("candidates", "batching", "free_slope") if key in options}
     if probe in ("finite_difference", "exact") and probe_batches:
@@ -150,14 +155,29 @@ def _gen(workload, total_steps, base=None, batch="own", probe=None, **options):
         options["num_steps"] = total_steps
     if "decay" in options:
         options["decay"] = _schedule(options["decay"], 1.0, total_steps)
+    constants = {f"_{name.upper()}": options.pop(name) for name in _CONSTANTS if name in options}
     made = None if probe is None else _PROBES[probe](**probe_options)
     if made is None and probe_options:
         raise ValueError(f"{', '.join(probe_options)}: settings of a probe, which is not named. Add probe=...")
+    transformation = gen_optax.gen(BASES[base or workload.base](1.0, workload.weight_decay), probe=made, **options)
     return Method(
-        gen_optax.gen(BASES[base or workload.base](1.0, workload.weight_decay), probe=made, **options),
+        _with_constants(transformation, constants),
         lambda state, step: gen_optax.metrics(state)["applied_learning_rate"],
         probe_batches=probe_batches,
     )
+
+
+_CONSTANTS = ("first_fraction", "first_kappa", "first_sigma", "kappa", "memory", "num_first_probes")
+
+
+def _with_constants(inner, constants):
+    """The transformation traced with other constants in the place of those of `gen_optax._control`."""
+
+    def update(*args, **kwargs):
+        with mock.patch.multiple(_control, **constants):
+            return inner.update(*args, **kwargs)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update) if constants else inner
 
 
 def _gen_with(**preset):

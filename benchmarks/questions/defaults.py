@@ -7,6 +7,8 @@ the best constant rate.
 
 from typing import Any
 
+import numpy as np
+
 from benchmarks import report as pages
 from benchmarks import runner, store, tune
 from benchmarks.questions import Study
@@ -17,45 +19,56 @@ VARIANTS: dict[str, dict[str, str]] = {
         "default": "gen_horizon",
         "greedy: sigma = 1": "gen_horizon:sigma=1.0",
         "sigma = 1.6": "gen_horizon:sigma=1.6",
+        "the own batch limits the rate at its minimum": "gen_horizon:kappa=1.0",
+        "... at the edge": "gen_horizon:kappa=2.0",
+        "search at sigma = 1": "gen_horizon:first_sigma=1.0",
+        "search at sigma = 1.3": "gen_horizon:first_sigma=1.3",
+        "search at break-even": "gen_horizon:first_sigma=2.0",
+        "search at break-even, limit at the minimum": "gen_horizon:first_sigma=2.0,kappa=1.0",
         "cosine decay": "gen_horizon:decay=cosine",
         "probe on the gradient's batch": "gen_horizon:probe=finite_difference",
-        "the same with an independent batch": "gen_horizon:batch=independent,probe=finite_difference",
+        "probe on an independent batch": "gen_horizon:batch=independent,probe=finite_difference",
         "averages of b and A": "gen_horizon:smooth=coefficients",
-        "Φ = 1": "gen_horizon:every=1",
-        "Φ = 32": "gen_horizon:every=32",
+        "a probe at every step": "gen_horizon:every=1",
+        "a probe at every 32nd step": "gen_horizon:every=32",
     },
     "without a horizon": {
         "default": "gen",
-        "break-even: sigma = 2": "gen:sigma=2.0",
-        "sigma = 1.6": "gen:decay=constant,sigma=1.6",
-        "sigma = 1.6, decay 1 / sqrt(1 + t / 100)": "gen:decay=inverse_sqrt,sigma=1.6",
-        "sigma = 2, decay 1 / sqrt(1 + t / 100)": "gen:decay=inverse_sqrt,sigma=2.0",
         "sigma = 1.2": "gen:sigma=1.2",
-        "evaluated at a mean of the iterates": "gen:average=8,decay=constant,sigma=1.6",
+        "break-even: sigma = 2": "gen:sigma=2.0",
+        "search at break-even, limit at the minimum": "gen:first_sigma=2.0,kappa=1.0",
+        "decay 1 / sqrt(1 + t / 100)": "gen:decay=inverse_sqrt,sigma=1.6",
+        "evaluated at a mean of the iterates": "gen:average=8",
         "the same, sigma = 2": "gen:average=8,sigma=2.0",
         "probe on the gradient's batch": "gen:probe=finite_difference",
-        "with an independent batch": "gen:batch=independent,probe=finite_difference",
+        "probe on an independent batch": "gen:batch=independent,probe=finite_difference",
     },
 }
+# Where a rate that is too high destroys a run: few examples a step, momentum, units that can die. Runs take a second.
+STRESS, _STRESS_BATCH_SIZE, _STRESS_SEEDS = "digits_mlp", 8, range(101, 121)
+_LOST = 0.8  # of the median metric of all its seeds: a run that ends below was lost
 
 
 def run(study: Study) -> None:
-    """Trains the tuned baselines and every variant on the seeds of this question, as many as the study has seeds."""
+    """Trains the tuned baselines and every variant on the seeds of this question, as many as the study has seeds.
+
+    Under stress it is more seeds, since what counts there is rare.
+    """
     from benchmarks.workloads import WORKLOADS
 
     seeds = runner.DEFAULTS_SEEDS[: len(study.seeds)]
     for workload in study.chosen(WORKLOADS):
         choice = tune.tune(workload, study.results)
         for kind, variants in VARIANTS.items():
-            chosen = list(variants.values())[:1] if study.tiny else variants.values()
-            keys = [
-                runner.cell_key(workload, spec, seed) for spec in (_baseline(choice, kind), *chosen) for seed in seeds
-            ]
-            runner.run_all(keys, workload, study.results)
+            chosen = list(variants.values())[:1] if study.tiny else list(variants.values())
+            specs = [_baseline(choice, kind), *chosen]
+            _train(study, workload, specs, seeds)
+            if workload.name == STRESS:
+                _train(study, workload, chosen, _STRESS_SEEDS, batch_size=_STRESS_BATCH_SIZE)
 
 
 def report(results: store.Store) -> str | None:
-    """By how much each variant is better or worse than the tuned baseline, per workload."""
+    """How much better or worse than the tuned baseline each variant is, per workload, and what it does under stress."""
     parts = []
     for kind, variants in VARIANTS.items():
         compared: dict[str, dict[str, Any]] = {}
@@ -71,7 +84,43 @@ def report(results: store.Store) -> str | None:
                     compared.setdefault(f"{name}: `{method}`", {})[workload] = cells, beside
         if compared:
             parts.append(f"## {kind.capitalize()}\n\n{pages.gains(compared, 'validation')}")
-    return "\n\n".join(parts) if parts else None
+    return "\n\n".join([*parts, _under_stress(results)]) if parts else None
+
+
+def _under_stress(results: store.Store) -> str:
+    def counts(cell):
+        return cell["key"]["batch_size"] == _STRESS_BATCH_SIZE and cell["key"]["seed"] in _STRESS_SEEDS
+
+    seen = pages.grouped(filter(counts, results.cells(STRESS)), lambda cell: cell["key"]["method"])
+    lines = []
+    for kind, variants in VARIANTS.items():
+        for name, method in variants.items():
+            if cells := seen.get(method):
+                values = [
+                    0.0 if cell["diverged"] else cell["final"]["validation"][cell["workload"]["metric"]]
+                    for cell in cells
+                ]
+                lost = sum(value < _LOST * float(np.median(values)) for value in values)
+                lines.append(
+                    [
+                        kind,
+                        f"{name}: `{method}`",
+                        float(np.median(values)),
+                        float(np.mean(values)),
+                        min(values),
+                        f"{lost} of {len(cells)}",
+                    ]
+                )
+    note = (
+        f"{STRESS}, {_STRESS_BATCH_SIZE} examples a step, seeds {_STRESS_SEEDS[0]} to {_STRESS_SEEDS[-1]}, validation "
+        f"metric. A run is lost that ends below {_LOST} of the median; one that diverged counts as 0."
+    )
+    return f"## Under stress\n\n{note}\n\n" + pages.table(["", "variant", "median", "mean", "least", "lost"], lines)
+
+
+def _train(study, workload, specs, seeds, **settings):
+    keys = [runner.cell_key(workload, spec, seed, **settings) for spec in specs for seed in seeds]
+    runner.run_all(keys, workload, study.results)
 
 
 def _baseline(choice: dict[str, Any], kind: str) -> str:

@@ -8,6 +8,7 @@ import pytest
 from toy import toy
 
 from benchmarks import methods, runner
+from gen_optax import _control
 
 
 @pytest.mark.parametrize(
@@ -113,6 +114,17 @@ def test_paper_is_algorithm_1():
         rates.append(float(scalars["learning_rate"]))
     np.testing.assert_allclose(rates[:7], 1e-3, rtol=1e-6)
     np.testing.assert_allclose(rates[7], 0.9e-3 + 0.1 / 4, rtol=1e-2)
+
+
+def test_constants_of_the_rule_change_the_run_and_only_that_run():
+    workload, before = toy(), _control._FIRST_FRACTION
+    rates = []
+    for spec in ("gen", "gen:first_fraction=1e-6"):
+        method, state, step, batches = step_of(spec, workload)
+        state, _ = step(state, *next(batches), jax.random.key(1))
+        rates.append(float(method.learning_rate(state.optimizer, 0)))
+    assert rates[1] == pytest.approx(1e-6 / before * rates[0])
+    assert before == _control._FIRST_FRACTION
 
 
 def test_schedules_begin_and_end_where_they_should():

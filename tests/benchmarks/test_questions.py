@@ -62,7 +62,18 @@ def test_defaults_are_chosen_on_validation_splits_and_seeds_of_their_own(study, 
     assert not any("test" in cell["final"] for cell in cells)
     text = defaults.report(study.results)
     assert text.count("| default: `gen") == 2
+    assert "## Under stress" in text
     assert quality.report(study.results) is None
+
+
+def test_a_run_is_lost_under_stress(study, monkeypatch):
+    monkeypatch.setattr(defaults, "STRESS", "toy")
+    monkeypatch.setattr(defaults, "_STRESS_SEEDS", range(101, 104))
+    for seed, value in zip(range(101, 104), (0.9, 0.88, 0.3), strict=True):
+        key = {"workload": "toy", "method": "gen", "seed": seed, "batch_size": 8}
+        final = {"validation": {"accuracy": value}}
+        study.results.put({"key": key, "diverged": False, "final": final, "workload": {"metric": "accuracy"}})
+    assert "| default: `gen` | 0.88 | 0.693 | 0.3 | 1 of 3 |" in defaults._under_stress(study.results)
 
 
 def test_every_variant_can_be_built():
