@@ -81,6 +81,7 @@ def test_every_variant_can_be_built():
         assert len(set(variants.values())) == len(variants)
         for method in variants.values():
             methods.build(methods.parse(method), toy(), 10)
+            assert method == str(methods.parse(method))  # as the cells call it
 
 
 def test_sensitivity(study, monkeypatch):
