@@ -93,8 +93,8 @@ def test_matrix_units_that_round_float32_are_coarse(backend, eps, monkeypatch):
 
 @pytest.fixture(scope="module")
 def trajectory():
-    """Points of a float32 run."""
-    return precision.points_of([0], stride=16)
+    """Points of three float32 runs."""
+    return precision.points_of([0, 1, 2], stride=16)
 
 
 REFERENCES = {}
