@@ -14,7 +14,8 @@ was probed:
   goes on to grow, Roulet et al., arXiv 2407.06183.)
 
 While a rate is being found, `kappa` is 1 and `sigma` at most 1.1. Break-even is a state of balance, which the first
-steps are far from: there it overshoots, and stays, since balance is found at any rate within reach.
+steps are far from: there it overshoots, and stays, since balance is found at any rate within reach. It only climbs from
+where it started: below, on a landscape that is rough in the small, probes read the roughness and their rates sink.
 
 A rate that stands still at its noise floor needs something else to anneal it. With a horizon that is the decay. Without
 one, `sigma` lies between greedy and break-even, so that the rate sinks slowly while training makes no progress.
@@ -35,7 +36,7 @@ _FIRST_SIGMA = 1.1  # at most, while a rate is being found
 _FIRST_KAPPA, _KAPPA = 1.0, 1.5
 # The first rate is this part of what the first step alone would bear: momentum is still to come, and curvature falls
 # from its height at the start. The climb from there costs a few dozen steps, an overshoot may cost the run.
-_FIRST_FRACTION = 0.01
+_FIRST_FRACTION = 0.02
 # While the rate is being found every call probes, this many times; a probe at call t has the weight
 # _MEMORY * (calls since the last probe) / t, at most _MAX_WEIGHT: an average over a fixed part of the past.
 _NUM_FIRST_PROBES, _MEMORY, _MAX_WEIGHT = 50, 4.0, 0.25
@@ -114,6 +115,7 @@ def judge(measured: Measurement, step_is_finite: jax.Array) -> jax.Array:
 def advance(
     rule: Rule,
     learning_rate: jax.Array,
+    first_learning_rate: jax.Array,
     averages: Averages | tuple[()],
     num_probes: jax.Array,
     measured: Measurement,
@@ -124,10 +126,10 @@ def advance(
 ) -> tuple[jax.Array, Averages | tuple[()]]:
     """The next learning rate and averages, given a measurement along `step_size` times the update."""
     gamma = 1 - _weight(rule, num_probes, learning_rate.dtype)
+    overshot = status == ProbeStatus.OVERSHOOT
     if independent:
         alone = jnp.isposinf(measured.own_slope)  # nothing is known of the step's own batch
-        overshot = measured.end_value > _OVERSHOT_GROWTH * jnp.abs(measured.value)
-        overshot |= status == ProbeStatus.OVERSHOOT
+        overshot |= measured.end_value > _OVERSHOT_GROWTH * jnp.abs(measured.value)
         overshot &= alone | ~(measured.own_slope > measured.curvature / 2)
         gamma = jnp.where(overshot, 0, gamma)
         if looks_back:  # then the own batch was not asked because no probe was planned: this one follows an alarm
@@ -170,6 +172,8 @@ def advance(
         smoothed = learning_rate * ratio
     # A minimum beyond the range of the dtype is none in sight; and a known rate never becomes 0, which means unknown.
     moved = jnp.where(moves & jnp.isfinite(smoothed), smoothed, learning_rate)
+    lowest = jnp.where(first & ~overshot, jnp.minimum(first_learning_rate, learning_rate), 0)
+    moved = jnp.maximum(moved, lowest)
     moved = jnp.where(status == ProbeStatus.OVERSHOOT, _OVERSHOOT_FACTOR * learning_rate, moved)
     moved = jnp.where(learning_rate > 0, jnp.maximum(moved, jnp.finfo(moved.dtype).tiny), 0)
     return bound(rule, moved), averages
@@ -217,13 +221,14 @@ def bound(rule: Rule, learning_rate: jax.Array) -> jax.Array:
 def bracket(context: Context) -> jax.Array:
     """A first learning rate: a part of the one that the first step alone would bear.
 
-    That is found by the loss along the step at rates that double, until it rises.
+    That is found by the loss along the step at rates that double.
 
-    Starts at a step of 1e-5 relative to the parameters and ends, at the latest, at one of their own size (parameters
-    near zero count as 0.1 per entry). Forward passes one after the other, about ten of them, once in a training run.
+    Starts at a step of 1e-5 relative to the parameters and ends at one of their own size (parameters near zero count as
+    0.1 per entry), or where the loss is no longer finite. Not where it first rises: in a rough landscape that is at
+    once. At most 18 forward passes, one after the other, once in a training run.
 
     Returns:
-      A hundredth of the rate of the lowest loss. Where no step lowered the loss by more than its rounding error: 0, or
+      A fiftieth of the rate of the lowest loss. Where no step lowered the loss by more than its rounding error: 0, or
       the smallest of the rates where that error is large (bfloat16).
     """
     loss, params, updates = context.loss, context.params, context.updates
@@ -254,14 +259,13 @@ def bracket(context: Context) -> jax.Array:
         here = jax.lax.stop_gradient(mean(loss(_loss.step_along(params, updates, rate)).astype(dtype)))
         _axes.require_agreement((here, value, rate), context.step_size, context.axis_name)
         lower = here < best_loss
-        rises = ~(here <= best_loss + noise)  # NaN rises
-        return k + 1, jnp.where(lower, rate, best), jnp.where(lower, here, best_loss), rises
+        return k + 1, jnp.where(lower, rate, best), jnp.where(lower, here, best_loss), jnp.isfinite(here)
 
     def going_on(carry):
-        k, _, _, rises = carry
-        return ~rises & (k <= 17)  # 2^17 > 1e5
+        k, _, _, finite = carry
+        return finite & (k <= 17)  # 2^17 > 1e5
 
-    start = (jnp.int32(0), jnp.zeros((), dtype), value, ~jnp.isfinite(value) | (step_norm == 0))
+    start = (jnp.int32(0), jnp.zeros((), dtype), value, jnp.isfinite(value) & (step_norm > 0))
     _, best, best_loss, _ = jax.lax.while_loop(going_on, doubled, jax.lax.stop_gradient(start))
     # Coarse rounding may hide a decrease: the smallest rate is then better than a standstill.
     is_usable = arithmetic.is_coarse & jnp.isfinite(value) & (step_norm > 0)

@@ -45,6 +45,7 @@ class GenState(NamedTuple):
     count: jax.Array  # type: ignore[assignment]  # int32, calls of update so far
     learning_rate: jax.Array  # the smoothed eta, before the decay; 0: not found yet
     applied_learning_rate: jax.Array  # what the last updates were multiplied by: eta * s(t)
+    first_learning_rate: jax.Array  # where the search for an unknown rate began, which does not fall below; else 0
     averages: Any  # (slope, curvature), moving averages; () unless smooth="coefficients"
     memory: Any  # () or, for a probe that looks back, (params, slope): where the last step started, b h on its batch
     info: GenInfo
@@ -94,10 +95,10 @@ def scale_by_gen(
 
     Args:
       init_learning_rate: :math:`\eta_0`, a rate that is known to be good. None, and better than a guess: it is found.
-        The first call tries rates that double until the loss rises, and starts at a hundredth of the best; until
-        there is one, no step is taken. From there the rate climbs, probed at each of the first 50 calls, for these with
-        :math:`\kappa = 1` and a :math:`\sigma` of at most 1.1, and with a :math:`\gamma` that grows to `smoothing` over
-        some hundred calls.
+        The first call tries rates that double, and starts at a fiftieth of the best; until there is one, no step is
+        taken. From there the rate climbs, probed at each of the first 50 calls: for these with :math:`\kappa = 1`, a
+        :math:`\sigma` of at most 1.1 and no rate below the start, and with a :math:`\gamma` that grows to `smoothing`
+        over some hundred calls.
       probe: how the parabola is measured: :func:`gen_optax.retrospective` (the default; it keeps one copy of the
         parameters in the state), :func:`gen_optax.finite_difference` or :func:`gen_optax.exact` (which keep none, but
         on the gradient's own batch want a horizon).
@@ -192,6 +193,7 @@ def scale_by_gen(
             count=none(),
             learning_rate=zero() if init_learning_rate is None else jnp.array(init_learning_rate, dtype),
             applied_learning_rate=zero(),
+            first_learning_rate=zero(),
             averages=_control.Averages(zero(), zero()) if smooth == "coefficients" else (),
             memory=jax.tree.map(jnp.copy, probe.init(params)),
             info=GenInfo(zero(), zero(), zero(), zero(), zero(), none(), jnp.zeros((), jnp.bool_), none(), none()),
@@ -327,7 +329,7 @@ def _renew(
 ) -> GenState:
     """The state after a probe: averages, learning rate and info; count and memory as they were."""
     dtype = state.learning_rate.dtype
-    learning_rate = state.learning_rate
+    learning_rate, first_learning_rate = state.learning_rate, state.first_learning_rate
     if rule.cold_start:
         learning_rate = jax.lax.cond(
             learning_rate == 0,
@@ -335,6 +337,7 @@ def _renew(
             lambda: learning_rate,
         )
         learning_rate = _control.bound(rule, learning_rate)
+        first_learning_rate = jnp.where(state.learning_rate == 0, learning_rate, first_learning_rate)
 
     if probe.looks_back:
         step_size = state.applied_learning_rate
@@ -349,6 +352,7 @@ def _renew(
     learning_rate, averages = _control.advance(
         rule,
         learning_rate,
+        first_learning_rate,
         state.averages,
         state.info.num_probes,
         measured,
@@ -369,7 +373,9 @@ def _renew(
         num_probes=optax.safe_increment(state.info.num_probes),
         num_accepted=state.info.num_accepted + accepted.astype(jnp.int32),
     )
-    return state._replace(learning_rate=learning_rate, averages=averages, info=info)
+    return state._replace(
+        learning_rate=learning_rate, first_learning_rate=first_learning_rate, averages=averages, info=info
+    )
 
 
 def _take_back(step: optax.Updates, updates: optax.Updates) -> optax.Updates:
