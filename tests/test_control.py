@@ -22,7 +22,15 @@ def measurement(slope, curvature, **fields):
 
 
 def next_rate(
-    measured, rate=0.1, step_size=None, independent=False, looks_back=False, averages=(), num_probes=100, **settings
+    measured,
+    rate=0.1,
+    first_rate=0.0,
+    step_size=None,
+    independent=False,
+    looks_back=False,
+    averages=(),
+    num_probes=100,
+    **settings,
 ):
     """What a known learning rate becomes: `(rate, averages, status)`."""
     settings = {
@@ -39,6 +47,7 @@ def next_rate(
     new, averages = _control.advance(
         _control.Rule(**settings),
         jnp.float32(rate),
+        jnp.float32(first_rate),
         averages,
         jnp.int32(num_probes),
         measured,
@@ -116,9 +125,29 @@ def rate_after(smooth, gamma, max_change, independent=False):
         measured = Measurement(jnp.ones(()), slope, curvature, jnp.ones(()), jnp.zeros(()), jnp.ones(()), own_slope)
         rule = _control.Rule(gamma, smooth, max_change, sigma, 1, None, None, False)
         status = _control.judge(measured, jnp.array(True))
-        return _control.advance(rule, rate, averages, jnp.int32(9), measured, rate, status, independent, False)
+        return _control.advance(
+            rule, rate, jnp.zeros(()), averages, jnp.int32(9), measured, rate, status, independent, False
+        )
 
     return jax.jit(run)
+
+
+@pytest.mark.parametrize(
+    ("rate", "num_probes", "end_value", "lowest"),
+    [
+        (0.11, 10, 1.0, 0.1),  # from above it falls to the start
+        (0.1, 10, 1.0, 0.1),
+        (0.05, 10, 1.0, 0.05),  # below already, after an overshot: no further
+        (0.1, 10, 2.1, 0.05),  # an overshot beyond doubt
+        (0.1, 100, 1.0, 0.05),  # the search is over
+    ],
+)
+def test_a_search_does_not_fall_below_its_start(rate, num_probes, end_value, lowest):
+    settings = {"cold_start": True, "independent": True, "max_change": 2.0, "smooth": "log"}
+    measured = measurement(-1.0, 2.0, end_value=end_value, own_slope=0.9)
+    found, _, status = next_rate(measured, rate=rate, first_rate=0.1, num_probes=num_probes, **settings)
+    assert status == ProbeStatus.ASCENT
+    np.testing.assert_allclose(found, lowest, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -217,7 +217,7 @@ def test_retrospective_keeps_one_copy_and_no_more():
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_cold_start_ends(name):
-    """About ten forward passes in the first call; after the search, probes at the usual rhythm."""
+    """At most 18 forward passes and a probe in the first call; after the search, probes at the usual rhythm."""
     probe = KINDS[name]
     tx = optax.chain(optax.sgd(1.0), gen_optax.scale_by_gen(probe=probe, every=10))
     counts, state = executed(tx, 80, given=True)
