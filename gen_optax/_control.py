@@ -265,11 +265,11 @@ def bracket(context: Context) -> jax.Array:
         k, _, _, finite = carry
         return finite & (k <= 17)  # 2^17 > 1e5
 
-    start = (jnp.int32(0), jnp.zeros((), dtype), value, jnp.isfinite(value) & (step_norm > 0))
+    is_usable = jnp.isfinite(value) & (step_norm > 0)
+    start = (jnp.int32(0), jnp.zeros((), dtype), value, is_usable)
     _, best, best_loss, _ = jax.lax.while_loop(going_on, doubled, jax.lax.stop_gradient(start))
     # Coarse rounding may hide a decrease: the smallest rate is then better than a standstill.
-    is_usable = arithmetic.is_coarse & jnp.isfinite(value) & (step_norm > 0)
-    bottom = jnp.where(is_usable, first, 0)
+    bottom = jnp.where(arithmetic.is_coarse & is_usable, first, 0)
     return jnp.where(best_loss < value - noise, _FIRST_FRACTION * best, bottom)
 
 
