@@ -41,11 +41,13 @@ _FIRST_FRACTION = 0.02
 # _MEMORY * (calls since the last probe) / t, at most _MAX_WEIGHT: an average over a fixed part of the past.
 _NUM_FIRST_PROBES, _MEMORY, _MAX_WEIGHT = 50, 4.0, 0.25
 # A step that multiplies the loss of a fresh batch by the first, and by its parabola raises that of its own batch too,
-# has overshot beyond doubt: the rate falls unsmoothed. A loss that is the second times that of the last probe makes a
-# probe due at once. That one is there because its batch is a bad one, so it answers no other question than this.
+# has overshot beyond doubt: the rate falls unsmoothed, and below the clamp. A loss that is the second times that of the
+# last probe makes a probe due at once. That one is there because its batch is a bad one, so it answers no other
+# question than this.
 _OVERSHOT_GROWTH, _ALARMING_GROWTH = 2.0, 3.0
 # How far a learning rate falls when the step itself made the loss non-finite: the distance to safety is unknown, every
-# try costs a probe, and a rate that is too low is found and raised again.
+# try costs a probe, and a rate that is too low is found and raised again. And how far it may fall where the step is
+# known to have overshot: beyond the edge of stability each further step multiplies the loss.
 _OVERSHOOT_FACTOR = 0.1
 
 
@@ -152,7 +154,8 @@ def advance(
     # A step that was uphill on its own batch counts as an ascent: there is no positive rate to aim at.
     ratio = jnp.where(aim > 0, aim / jnp.where(accepted, curvature, 1), 1 / limit)
     if rule.max_change is not None:
-        ratio = jnp.clip(ratio, 1 / limit, limit)
+        lowest_ratio = jnp.where(overshot, jnp.minimum(_OVERSHOOT_FACTOR, 1 / limit), 1 / limit)
+        ratio = jnp.clip(ratio, lowest_ratio, limit)
 
     moves = accepted
     if independent or rule.cold_start:

@@ -108,6 +108,7 @@ def scale_by_gen(
       smooth: what is averaged: `"log"`, the logarithm of the target; `"learning_rate"`, the target (Algorithm 1);
         `"coefficients"`, `b` and `A` separately, whose ratio is then the target.
       max_change: `m`, greater than 1: how far the target may lie from the present learning rate. None: no limit.
+        After a step that overshot beyond doubt it may lie at a tenth.
       sigma: factor on `b / A`. 1 is the greedy minimiser, 2 the break-even point and the edge of stability. None: 1 on
         the step's own batch; on an independent one 2, or 1.6 without a horizon, where nothing else lowers the rate.
       num_steps: the horizon `T`: :math:`s(t) = \max(0, 1 - t / T)`. None: no decay.
@@ -251,11 +252,11 @@ def scale_by_gen(
         unsafe = state.info.status == ProbeStatus.OVERSHOOT
         applied = jnp.where(unsafe, 0, state.learning_rate * scale)
         state = state._replace(count=optax.safe_increment(state.count), applied_learning_rate=applied)
-        state = state._replace(memory=probe.remember(context._replace(step_size=applied), due(state)))
-        if not probe.looks_back:
-            return _loss.scale(updates, applied), state
-        go_back = functools.partial(_take_back, probe.judged(context), updates)
-        return jax.lax.cond(unsafe, go_back, lambda: _loss.scale(updates, applied)), state
+        memory = probe.remember(context._replace(step_size=applied), due(state), unsafe)
+        scaled = _loss.scale(updates, applied)
+        if probe.looks_back:
+            scaled = _taken_back(unsafe, probe.judged(context._replace(memory=memory)), scaled)
+        return scaled, state._replace(memory=memory)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -378,9 +379,13 @@ def _renew(
     )
 
 
-def _take_back(step: optax.Updates, updates: optax.Updates) -> optax.Updates:
-    """The opposite of the last step, in the dtypes of the updates."""
-    return jax.tree.map(lambda d, u: (-d).astype(u.dtype) if _loss.is_inexact(u) else u, step, updates)
+def _taken_back(unsafe: jax.Array, step: optax.Updates, updates: optax.Updates) -> optax.Updates:
+    """The updates or, where it was unsafe, the opposite of the last step, in the dtypes of the updates."""
+
+    def choose(d, u):
+        return jnp.where(unsafe, (-d).astype(u.dtype), u) if _loss.is_inexact(u) else u
+
+    return jax.tree.map(choose, step, updates)
 
 
 def _decay(num_steps: Any, decay: optax.Schedule | None, count: jax.Array, dtype: Any) -> jax.Array:

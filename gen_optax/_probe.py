@@ -17,6 +17,7 @@ step as it is applied, decay included: see `_control.py` for why.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
@@ -73,8 +74,11 @@ class Probe(Protocol):
     def init(self, params: optax.Params) -> Any:
         """What `remember` will return, before the first step."""
 
-    def remember(self, context: Context, probe_follows: jax.Array) -> Any:
-        """What to keep in the state about the step that is taken now; `probe_follows`: the next call will probe."""
+    def remember(self, context: Context, probe_follows: jax.Array, unsafe: jax.Array) -> Any:
+        """What to keep in the state about the step that is taken now.
+
+        `probe_follows`: the next call will probe. `unsafe`: the last step is taken back, and no other taken.
+        """
 
     def judged(self, context: Context) -> optax.Updates:
         """The step that is judged, up to a factor."""
@@ -233,7 +237,7 @@ class FiniteDifference:
         """Nothing."""
         return ()
 
-    def remember(self, context, probe_follows):
+    def remember(self, context, probe_follows, unsafe):
         """Nothing."""
         return ()
 
@@ -296,7 +300,7 @@ class Exact:
         """Nothing."""
         return ()
 
-    def remember(self, context, probe_follows):
+    def remember(self, context, probe_follows, unsafe):
         """Nothing."""
         return ()
 
@@ -344,8 +348,11 @@ class Retrospective:
         """No step yet."""
         return Memory(params, jnp.full((), jnp.inf, jax.dtypes.canonicalize_dtype(jnp.float64)))
 
-    def remember(self, context, probe_follows):
+    def remember(self, context, probe_follows, unsafe):
         """Where the step starts and, for a probe that follows, its slope on its own batch."""
+        # After a step back: where that led. What goes back to it is read off this memory (by `judged`), not off the
+        # last one, whose buffer XLA can so overwrite in place.
+        start = jax.tree.map(functools.partial(jnp.where, unsafe), context.memory.params, context.params)
 
         def slope():
             if context.grad is None:
@@ -355,7 +362,7 @@ class Retrospective:
             return -ascent.astype(context.step_size.dtype)
 
         own_slope = jax.lax.cond(probe_follows, slope, lambda: jnp.full_like(context.step_size, jnp.inf))
-        return Memory(context.params, jax.lax.stop_gradient(own_slope))
+        return Memory(start, jax.lax.stop_gradient(own_slope))
 
     def judged(self, context):
         """The last step."""

@@ -166,6 +166,17 @@ def test_an_overshot_beyond_doubt_is_not_smoothed(end_value, own_slope, looks_ba
     assert rate == pytest.approx(0.05 if falls else 0.1 * 0.5**0.1)
 
 
+@pytest.mark.parametrize(("slope", "max_change", "falls_to"), [(0.3, 2.0, 0.3), (0.01, 2.0, 0.1), (0.01, 20.0, 0.05)])
+def test_an_overshot_falls_below_the_clamp(slope, max_change, falls_to):
+    """To where its parabola is least; a tenth at most, or what the user allows."""
+    settings = {"independent": True, "smoothing": 0.9, "smooth": "log", "max_change": max_change, "sigma": 1.0}
+    overshot = measurement(slope, 1.0, end_value=2.1, own_slope=slope)
+    assert next_rate(overshot, rate=1.0, looks_back=True, **settings)[0] == pytest.approx(falls_to)
+    fine = measurement(slope, 1.0, end_value=1.9, own_slope=slope)
+    cautious = max(slope, 1 / max_change) ** 0.1
+    assert next_rate(fine, rate=1.0, looks_back=True, **settings)[0] == pytest.approx(cautious)
+
+
 @pytest.mark.parametrize("slope", [-1.0, 0.1, 5.0])
 def test_a_probe_that_follows_an_alarm_answers_no_other_question(slope):
     """Its batch was chosen for its loss: what it says of the slope is biased."""

@@ -215,6 +215,15 @@ def test_retrospective_keeps_one_copy_and_no_more():
     assert sum(x.nbytes for x in large) == sum(x.nbytes for x in jax.tree.leaves(PARAMS))
 
 
+def test_what_the_probe_remembers_is_overwritten_in_place():
+    """With donated buffers XLA copies neither the parameters nor their memory, in no branch and at no time."""
+    tx = gen_optax.gen_adamw()
+    program = jax.jit(step_fn(tx), donate_argnums=(0, 1)).lower(PARAMS, tx.init(PARAMS)).compile()
+    shape = f"f32[{WIDTH},{WIDTH}]"
+    copies = [line for line in program.as_text().splitlines() if shape in line and " copy(" in line]
+    assert not copies
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_the_cold_start_ends(name):
     """At most 18 forward passes and a probe in the first call; after the search, probes at the usual rhythm."""
