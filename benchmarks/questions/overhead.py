@@ -1,10 +1,12 @@
 """Overhead: what does a step cost, in time and memory, beside the same base optimizer?
 
-A multilayer perceptron of the wanted size, batch 64, AdamW. The base optimizer and every probe take turns in one
-process, a period of Phi steps each, and the ratio of their times is the median over the turns. F (a forward pass), B
-(forward and backward less F) and the base step S are timed in the same turns. The paper's model of the cost is
-`1 + k F / (Phi (F + B))` with k forward passes per probe; with S in place of F + B it also counts the optimizer's own
-work. Memory is XLA's own account of the compiled step: arguments, results and temporaries, less what is shared.
+A multilayer perceptron of the wanted size, batch 64, AdamW: little work for so many parameters, hence the worst case
+for everything that is done with each of them. Then the largest workloads of the suite as they are. The base optimizer
+and every probe take turns in one process, a period of Phi steps each, and the ratio of their times is the median over
+the turns. F (a forward pass), B (forward and backward less F) and the base step S are timed in the same turns. The
+paper's model of the cost is `1 + k F / (Phi (F + B))` with k forward passes per probe; with S in place of F + B it also
+counts the optimizer's own work. Memory is XLA's own account of the compiled step: arguments, results and temporaries,
+less what is shared.
 """
 
 import time
@@ -28,12 +30,14 @@ PROBES: dict[str, tuple[str, float]] = {
     "three points, map": ("probe=finite_difference,batching=map", 2),
     "exact": ("probe=exact", 3),
 }
-_BATCH = 64
+WORKLOADS = ("gpt_sotu", "efficientnet_finetune", "minilm_full")
+_BATCH, _EVERY, _TURNS = 64, 8, 5
+_SEARCH = 18 + 50 * (1 - 1 / _EVERY)  # forward passes with which a rate is found, beyond those of the usual rhythm
 _NOTE = "overhead"
 
 
 def run(study: Study) -> None:
-    """Every Phi at a million parameters, and Phi = 1 and 8 at the other sizes."""
+    """Every Phi at a million parameters, Phi = 1 and 8 at the other sizes, and the workloads at Phi = 8."""
     if study.tiny:
         plan = [(10**4, (2,), 2)]
     else:
@@ -46,56 +50,72 @@ def run(study: Study) -> None:
         ]
     cases = [(size, every, turns) for size, periods, turns in plan for every in periods]
     with runner.progress_bar() as progress:
-        for size, every, turns in progress.track(cases, description="overhead"):
+        for size, every, turns in progress.track(cases, description="perceptrons"):
             key = {"parameters": size, "every": every}
-            study.measure(_NOTE, key, lambda size=size, every=every, turns=turns: measure(size, every, turns))
+            study.measure(
+                _NOTE, key, lambda size=size, every=every, turns=turns: measure(perceptron(size), every, turns)
+            )
+        for workload in progress.track(
+            study.chosen(WORKLOADS[:1] if study.tiny else WORKLOADS), description="workloads"
+        ):
+            turns = 1 if study.tiny else _TURNS
+            key = {"workload": workload.name, "every": _EVERY}
+            study.measure(_NOTE, key, lambda workload=workload, turns=turns: measure(workload, _EVERY, turns))
 
 
 def report(results: store.Store) -> str | None:
-    """Time by Phi and by size beside the model, and memory."""
+    """Time by Phi and by size beside the model, and memory; then the workloads."""
     rows = results.note(_NOTE)
     if rows is None:
         return None
-    rows = sorted(rows, key=lambda row: (row["key"]["parameters"], row["key"]["every"]))
-    lines = []
-    for row in rows:
-        for probe, seen in row["probes"].items():
-            lines.append(
-                [
-                    f"{row['key']['parameters']:.0e}",
-                    row["key"]["every"],
-                    probe,
-                    1e3 * row["base_seconds"],
-                    seen["ratio"],
-                    f"{seen['quartiles'][0]:.3g} to {seen['quartiles'][1]:.3g}",
-                    seen["model"],
-                    seen["model_with_optimizer"],
-                    seen["memory_ratio"],
-                ]
-            )
-    header = ["parameters", "Φ", "probe", "base step, ms", "time / base", "quartiles", "1 + kF / (Φ(F + B))"]
-    header += ["1 + kF / (Φ S)", "memory / base"]
-    picture = _draw(results, rows)
-    return f"![overhead]({picture})\n\n" + pages.table(header, lines)
+    perceptrons = sorted(
+        (row for row in rows if "parameters" in row["key"]),
+        key=lambda row: (row["key"]["parameters"], row["key"]["every"]),
+    )
+    workloads = [row for row in rows if "workload" in row["key"]]
+    columns = ["probe", "base step, ms", "time / base", "quartiles", "1 + kF / (Φ(F + B))", "1 + kF / (Φ S)"]
+    columns += ["memory / base"]
+    parts = []
+    if perceptrons:
+        lines = [
+            [f"{row['key']['parameters']:.0e}", row["key"]["every"], *line]
+            for row in perceptrons
+            for line in _lines(row)
+        ]
+        parts.append(f"![overhead]({_draw(results, perceptrons)})")
+        parts.append("## Perceptrons, batch 64\n\n" + pages.table(["parameters", "Φ", *columns], lines))
+    if workloads:
+        lines = [
+            [row["key"]["workload"], f"{row['num_parameters']:.2g}", *line, _with_search(row, line[0])]
+            for row in workloads
+            for line in _lines(row)
+        ]
+        about = (
+            f"The last column adds what the search for a rate costs a whole run: {_SEARCH:.0f} forward passes more "
+            "than the usual rhythm, from the F and S measured here and the length of the workload's run."
+        )
+        table = pages.table(["workload", "parameters", *columns, "time / base, with the search"], lines)
+        parts.append(f"## Workloads of the suite, Φ = {_EVERY}\n\n{about}\n\n{table}")
+    return "\n\n".join(parts)
 
 
-def measure(size: int, every: int, turns: int) -> dict[str, Any]:
-    """One row: times and memory of all probes at a size and a Phi."""
-    workload = perceptron(size)
+def measure(workload: Workload, every: int, turns: int) -> dict[str, Any]:
+    """One row: times and memory of all probes at a Phi."""
     # With a rate to start from, only every Phi-th step probes.
     specs = {name: f"gen:{settings},every={every},init_learning_rate=1e-6" for name, (settings, _) in PROBES.items()}
     specs["base"] = "baseline:learning_rate=1e-6"
-    batch = next(workload.batches(0, _BATCH))
+    batch = next(workload.batches(0, workload.batch_size))
     key = jax.random.key(0)
     runs: dict[str, Callable[[], float]] = {}
     memory = {}
     for name, spec in specs.items():
         runs[name], memory[name] = _stepper(workload, spec, batch, key, every)
-    params, model_state = workload.init(key)
-    forward = jax.jit(lambda p: workload.loss_fn(p, model_state, batch, key)[0])
-    both = jax.jit(jax.value_and_grad(lambda p: workload.loss_fn(p, model_state, batch, key)[0]))
-    runs["forward"] = lambda: _timed(forward, params)
-    runs["forward and backward"] = lambda: _timed(both, params)
+    state, _ = runner.start(workload, methods.build(methods.parse(specs["base"]), workload, 1), *workload.init(key))
+    loss_of = runner.loss_of(workload)
+    forward = jax.jit(lambda p: loss_of(p, state, batch, key)[0])
+    both = jax.jit(jax.value_and_grad(lambda p: loss_of(p, state, batch, key)[0]))
+    runs["forward"] = lambda: _timed(forward, state.params)
+    runs["forward and backward"] = lambda: _timed(both, state.params)
 
     for once in runs.values():  # the first turn allocates
         once()
@@ -118,6 +138,8 @@ def measure(size: int, every: int, turns: int) -> dict[str, Any]:
             "memory_ratio": memory[name] / memory["base"],
         }
     return {
+        "num_parameters": sum(p.size for p in jax.tree.leaves(state.params)),
+        "num_steps": workload.num_steps,
         "base_seconds": typical["base"],
         "forward_seconds": typical["forward"],
         "forward_and_backward_seconds": typical["forward and backward"],
@@ -183,6 +205,26 @@ def _stepper(workload, spec, batch, key, every):
         return (time.perf_counter() - began) / every
 
     return once, memory_of(compiled)
+
+
+def _lines(row):
+    """A line per probe."""
+    return [
+        [
+            probe,
+            1e3 * row["base_seconds"],
+            seen["ratio"],
+            f"{seen['quartiles'][0]:.3g} to {seen['quartiles'][1]:.3g}",
+            seen["model"],
+            seen["model_with_optimizer"],
+            seen["memory_ratio"],
+        ]
+        for probe, seen in row["probes"].items()
+    ]
+
+
+def _with_search(row, probe):
+    return row["probes"][probe]["ratio"] + _SEARCH * row["forward_seconds"] / row["base_seconds"] / row["num_steps"]
 
 
 def _timed(function, *args):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import jax
 import pytest
 from toy import toy
 
@@ -148,7 +149,13 @@ def test_overhead_counts_memory(study):
     # A copy of the parameters is what looking back costs; one candidate at a time costs nothing.
     assert probes["retrospective"]["memory_ratio"] > 1.1
     assert probes["three points, map"]["memory_ratio"] < probes["three points, vmap"]["memory_ratio"]
-    assert "1 + kF / (Φ S)" in overhead.report(study.results)
+    text = overhead.report(study.results)
+    assert "1 + kF / (Φ S)" in text
+    row = next(row for row in rows if "workload" in row["key"])
+    assert row["num_parameters"] == sum(p.size for p in jax.tree.leaves(study.load("toy").init(jax.random.key(0))[0]))
+    # The search is paid for once in a run.
+    seen, forward = row["probes"]["exact"]["ratio"], row["forward_seconds"] / row["base_seconds"]
+    assert overhead._with_search(row, "exact") == pytest.approx(seen + 61.75 * forward / row["num_steps"])
 
 
 def test_scale_counts_what_a_probe_costs(study):
