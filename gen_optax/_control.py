@@ -37,6 +37,7 @@ _FIRST_KAPPA, _KAPPA = 1.0, 1.5
 # The first rate is this part of what the first step alone would bear: momentum is still to come, and curvature falls
 # from its height at the start. The climb from there costs a few dozen steps, an overshoot may cost the run.
 _FIRST_FRACTION = 0.02
+_NUM_FIRST_RATES = 18  # 2^17 > 1e5: from a step of 1e-5 relative to the parameters to one of their own size
 # While the rate is being found every call probes, this many times; a probe at call t has the weight
 # _MEMORY * (calls since the last probe) / t, at most _MAX_WEIGHT: an average over a fixed part of the past.
 _NUM_FIRST_PROBES, _MEMORY, _MAX_WEIGHT = 50, 4.0, 0.25
@@ -266,7 +267,7 @@ def bracket(context: Context) -> jax.Array:
 
     def going_on(carry):
         k, _, _, finite = carry
-        return finite & (k <= 17)  # 2^17 > 1e5
+        return finite & (k < _NUM_FIRST_RATES)
 
     is_usable = jnp.isfinite(value) & (step_norm > 0)
     start = (jnp.int32(0), jnp.zeros((), dtype), value, is_usable)

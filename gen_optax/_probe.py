@@ -17,7 +17,6 @@ step as it is applied, decay included: see `_control.py` for why.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
@@ -352,7 +351,7 @@ class Retrospective:
         """Where the step starts and, for a probe that follows, its slope on its own batch."""
         # After a step back: where that led. What goes back to it is read off this memory (by `judged`), not off the
         # last one, whose buffer XLA can so overwrite in place.
-        start = jax.tree.map(functools.partial(jnp.where, unsafe), context.memory.params, context.params)
+        start = optax.tree.where(unsafe, context.memory.params, context.params)
 
         def slope():
             if context.grad is None:
@@ -370,7 +369,7 @@ class Retrospective:
 
     def measure(self, context):
         """The loss at both ends of the last step, and the slope at its far end; in coarse arithmetic at both ends."""
-        step = _loss.difference(context.params, context.memory.params)
+        step = self.judged(context)
         arithmetic = _arithmetic.arithmetic(context.loss, context.params)
         if context.value is None or context.grad is None:
             value, ascent = _value_and_ascent(context, context.params, step)

@@ -87,15 +87,7 @@ def test_plain_sgd_on_a_full_batch_is_caught_at_the_edge():
     tx = gen_optax.gen(optax.sgd(1.0))
 
     def losses(factor):
-        start = jax.tree.map(lambda p: factor * p, params)
-
-        def step(carry, _):
-            params, state = carry
-            value, grads = jax.value_and_grad(network_loss)(params, **batch)
-            updates, state = tx.update(grads, state, params, value=value, value_fn=network_loss, **batch)
-            return (optax.apply_updates(params, updates), state), value
-
-        return jax.lax.scan(step, (start, tx.init(start)), None, 200)[1]
+        return train(tx, jax.tree.map(lambda p: factor * p, params), network_loss, 200, **batch)[2]
 
     factors = np.concatenate([1 + 1e-4 * np.arange(-8, 8), 1 + 1e-2 * np.arange(-8, 8)])
     seen = jax.vmap(losses)(jnp.asarray(factors, jnp.float32))

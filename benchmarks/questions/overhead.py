@@ -21,6 +21,7 @@ from benchmarks import methods, runner, store
 from benchmarks import report as pages
 from benchmarks.questions import Study
 from benchmarks.workload import Workload
+from gen_optax import _control
 
 # Probes by their settings, and the forward passes that each is said to cost.
 PROBES: dict[str, tuple[str, float]] = {
@@ -32,7 +33,8 @@ PROBES: dict[str, tuple[str, float]] = {
 }
 WORKLOADS = ("gpt_sotu", "efficientnet_finetune", "minilm_full")
 _BATCH, _EVERY, _TURNS = 64, 8, 5
-_SEARCH = 18 + 50 * (1 - 1 / _EVERY)  # forward passes with which a rate is found, beyond those of the usual rhythm
+# Forward passes with which a rate is found, beyond those of the usual rhythm.
+_SEARCH = _control._NUM_FIRST_RATES + _control._NUM_FIRST_PROBES * (1 - 1 / _EVERY)
 _NOTE = "overhead"
 
 
@@ -74,7 +76,7 @@ def report(results: store.Store) -> str | None:
     )
     workloads = [row for row in rows if "workload" in row["key"]]
     columns = ["probe", "base step, ms", "time / base", "quartiles", "1 + kF / (Φ(F + B))", "1 + kF / (Φ S)"]
-    columns += ["memory / base"]
+    columns += ["memory / base", "copies of the parameters more"]
     parts = []
     if perceptrons:
         lines = [
@@ -209,6 +211,7 @@ def _stepper(workload, spec, batch, key, every):
 
 def _lines(row):
     """A line per probe."""
+    copies = row["base_bytes"] / (4 * row["num_parameters"])  # all of them are float32
     return [
         [
             probe,
@@ -218,6 +221,7 @@ def _lines(row):
             seen["model"],
             seen["model_with_optimizer"],
             seen["memory_ratio"],
+            (seen["memory_ratio"] - 1) * copies,
         ]
         for probe, seen in row["probes"].items()
     ]
