@@ -1,10 +1,9 @@
 """Low and high precision: what the learning rate is worth, and what is said where it can't be found.
 
-On the network and the data of `benchmarks/precision.py`, which measures the same at length.
+On the network and the data of `benchmarks/questions/precision.py`, which measures the same at length.
 """
 
 import functools
-import json
 import pathlib
 
 import jax
@@ -15,7 +14,8 @@ import pytest
 from helpers import KINDS, gen_state, one_probe, random_quadratic
 
 import gen_optax
-from benchmarks import precision
+from benchmarks import store
+from benchmarks.questions import precision
 from gen_optax import ProbeStatus, _arithmetic
 
 BF16, F16, F32 = jnp.bfloat16, jnp.float16, jnp.float32
@@ -266,6 +266,6 @@ def test_a_reverse_rule_in_low_precision_leaves_the_loss_to_look_at():
 
 
 def test_the_guide_shows_the_measured_numbers():
-    results = json.loads(precision.RESULTS.read_text())
+    (row,) = store.Store(store.RESULTS).note("precision")
     guide = (pathlib.Path(__file__).parents[1] / "docs" / "guides" / "precision.md").read_text()
-    assert all(table in guide for table in precision.tables(results).split("\n\n"))
+    assert all(table in guide for table in precision.tables(row))

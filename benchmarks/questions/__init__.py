@@ -21,6 +21,7 @@ NAMES = (
     "batch_size",
     "breakdown",
     "robustness",
+    "precision",
     "scale",
     "authors",
     "trajectories",

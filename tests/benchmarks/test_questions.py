@@ -15,6 +15,7 @@ from benchmarks.questions import (
     batch_size,
     defaults,
     overhead,
+    precision,
     quality,
     robustness,
     scale,
@@ -140,6 +141,17 @@ def test_robustness(study, monkeypatch):
     robustness.run(finished(study, monkeypatch))
     text = robustness.report(study.results)
     assert "| toy | sgd | 16 | mixed |" in text
+
+
+def test_precision(study, monkeypatch):
+    for name, number in (("ARITHMETICS", 2), ("PROBES", 1)):
+        monkeypatch.setattr(precision, name, dict(list(getattr(precision, name).items())[:number]))
+    precision.run(study)
+    monkeypatch.setattr(precision, "points", lambda _: pytest.fail("measured again"))
+    precision.run(study)
+    text = precision.report(study.results)
+    assert "| float32 weights, bfloat16 compute | retrospective, loss taken for float32 |" in text
+    assert "| retrospective | float32 | 1.00 | 1.00 to 1.00 |" in text
 
 
 def test_overhead_counts_memory(study):

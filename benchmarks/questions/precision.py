@@ -1,16 +1,13 @@
-"""`python -m benchmarks.precision`: what each probe sees in float16 and bfloat16, on a small network on real digits.
+"""Precision: what does each probe see in float16 and bfloat16?
 
-Two tables. At one point: along a float32 run every third step is probed in each arithmetic, and the minimiser is
-compared with the one that the same probe finds in float32 at the same parameters, step and batch. Over a run: the
-learning rate that is found from nothing, relative to that of the float32 run.
+On a small network on real digits, in two tables. At one point: along a float32 run every third step is probed in each
+arithmetic, and the minimiser is compared with the one that the same probe finds in float32 at the same parameters,
+step and batch. Over a run: the learning rate that is found from nothing, relative to that of the float32 run.
 """
 
-import argparse
 import collections
 import contextlib
 import functools
-import json
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 from unittest import mock
@@ -22,9 +19,11 @@ import optax
 from sklearn.datasets import load_digits
 
 import gen_optax
+from benchmarks import report as pages
+from benchmarks import store
+from benchmarks.questions import Study
 from gen_optax import ProbeStatus, _arithmetic
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "precision.json"
 SIZES, BATCH_SIZE, NUM_STEPS, STRIDE, WARM_UP = (64, 128, 128, 10), 64, 300, 3, 50
 
 
@@ -49,25 +48,21 @@ PROBES: dict[str, Callable[[], Any]] = {
     "exact": gen_optax.exact,
     "finite_difference": gen_optax.finite_difference,
 }
+_NOTE, _SEEDS = "precision", 8
 AS_IF_FLOAT32, BY_SLOPES, NUDGED = "{}, loss taken for float32", "{}, by slopes", "float32, weights nudged by 1e-4"
 
 
-def main() -> None:
-    """Measures, writes and prints."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.precision", description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=8, help="training runs per line (default: 8)")
-    parser.add_argument("--output", type=pathlib.Path, default=RESULTS, help="where to write the numbers")
-    arguments = parser.parse_args()
-    results = {
-        "seeds": arguments.seeds,
-        "batch_size": BATCH_SIZE,
-        "num_steps": NUM_STEPS,
-        "points": points(arguments.seeds),
-        "runs": runs(arguments.seeds),
-    }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(results, indent=1) + "\n")
-    print(tables(results))
+def run(study: Study) -> None:
+    """Measures both tables."""
+    seeds = 1 if study.tiny else _SEEDS
+    key = {"seeds": seeds, "batch_size": BATCH_SIZE, "num_steps": NUM_STEPS}
+    study.measure(_NOTE, key, lambda: {"points": points(seeds), "runs": runs(seeds)})
+
+
+def report(results: store.Store) -> str | None:
+    """Both tables."""
+    rows = results.note(_NOTE)
+    return None if rows is None else "\n\n".join(tables(rows[-1]))
 
 
 @functools.cache
@@ -283,39 +278,40 @@ def runs(seeds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def tables(results: dict[str, Any]) -> str:
-    """Both tables in Markdown."""
+def tables(row: dict[str, Any]) -> list[str]:
+    """What was measured, in Markdown."""
+    header = ["arithmetic", "probe", "accepted (in float32)", "not seen", "median error", "90 % below"]
+    header += ["> 10 %", "> 2x"]
     lines = [
-        "| arithmetic | probe | accepted (in float32) | not seen | median error | 90 % below | > 10 % | > 2x |",
-        "|---|---|---|---|---|---|---|---|",
+        [
+            seen["arithmetic"],
+            seen["probe"],
+            f"{seen['status'].get('ACCEPTED', 0)} ({seen['accepted_in_float32']})",
+            sum(seen["status"].get(s.name, 0) for s in (ProbeStatus.BELOW_ROUNDING, ProbeStatus.NO_CURVATURE)),
+            f"{seen['median_error']:.1%}",
+            _percent(seen["error_90"]),
+            f"{seen['more_than_10_percent']:.0%}",
+            f"{seen['more_than_a_factor_of_2']:.0%}",
+        ]
+        for seen in row["points"]
     ]
-    for row in results["points"]:
-        status = row["status"]
-        hidden = sum(status.get(s.name, 0) for s in (ProbeStatus.BELOW_ROUNDING, ProbeStatus.NO_CURVATURE))
+    at_points = pages.table(header, lines)
+    header, lines = ["probe", "arithmetic", "eta relative to float32", "of single runs", "accepted", "last losses"], []
+    for seen in row["runs"]:
+        ratios, status = np.array(seen["rate_relative_to_float32"]), seen["status"]
         lines.append(
-            f"| {row['arithmetic']} | {row['probe']} | {status.get('ACCEPTED', 0)} ({row['accepted_in_float32']}) | "
-            f"{hidden} | {row['median_error']:.1%} | {percent(row['error_90'])} | {row['more_than_10_percent']:.0%} | "
-            f"{row['more_than_a_factor_of_2']:.0%} |"
+            [
+                seen["probe"],
+                seen["arithmetic"],
+                f"{np.exp(np.mean(np.log(ratios))):.2f}",
+                f"{ratios.min():.2f} to {ratios.max():.2f}",
+                f"{status.get('ACCEPTED', 0)} of {sum(status.values())}",
+                f"{np.mean(seen['last_losses']):.3f}",
+            ]
         )
-    lines += [
-        "",
-        "| probe | arithmetic | eta relative to float32 | of single runs | accepted | last losses |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in results["runs"]:
-        ratios, status = np.array(row["rate_relative_to_float32"]), row["status"]
-        lines.append(
-            f"| {row['probe']} | {row['arithmetic']} | {np.exp(np.mean(np.log(ratios))):.2f} | "
-            f"{ratios.min():.2f} to {ratios.max():.2f} | {status.get('ACCEPTED', 0)} of {sum(status.values())} | "
-            f"{np.mean(row['last_losses']):.3f} |"
-        )
-    return "\n".join(lines)
+    return [at_points, pages.table(header, lines)]
 
 
-def percent(x: float) -> str:
-    """A share of one; more than a tenfold error is one that float32 would not have accepted."""
-    return f"{x:.0%}" if x < 10 else "> 1000%"
-
-
-if __name__ == "__main__":
-    main()
+def _percent(x: float | None) -> str:
+    """A share of one; more than a tenfold error, or none that is finite, float32 would not have accepted."""
+    return f"{x:.0%}" if x is not None and x < 10 else "> 1000%"
