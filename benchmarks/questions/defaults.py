@@ -29,6 +29,8 @@ VARIANTS: dict[str, dict[str, str]] = {
         "search at break-even": "gen_horizon:first_sigma=2",
         "search at break-even, limit at the minimum": "gen_horizon:first_sigma=2,kappa=1",
         "cosine decay": "gen_horizon:decay=cosine",
+        "no decay in the first half": "gen_horizon:decay=held",
+        "the same, sigma = 1.6": "gen_horizon:decay=held,sigma=1.6",
         "probe on the gradient's batch": "gen_horizon:probe=finite_difference",
         "probe on an independent batch": "gen_horizon:batch=independent,probe=finite_difference",
         "averages of b and A": "gen_horizon:smooth=coefficients",
