@@ -22,6 +22,7 @@ one, `sigma` lies between greedy and break-even, so that the rate sinks slowly w
 """
 
 import enum
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -37,6 +38,8 @@ _FIRST_KAPPA, _KAPPA = 1.0, 1.5
 # The first rate is this part of what the first step alone would bear: momentum is still to come, and curvature falls
 # from its height at the start. The climb from there costs a few dozen steps, an overshoot may cost the run.
 _FIRST_FRACTION = 0.02
+# A rate that is given and less than this part of it is not left to the clamp to raise.
+_LEAST_OF_BEST = 0.1
 _NUM_FIRST_RATES = 18  # 2^17 > 1e5: from a step of 1e-5 relative to the parameters to one of their own size
 # While the rate is being found every call probes, this many times; a probe at call t has the weight
 # _MEMORY * (calls since the last probe) / t, at most _MAX_WEIGHT: an average over a fixed part of the past.
@@ -84,7 +87,7 @@ class Rule(NamedTuple):
     every: Any
     min_learning_rate: Any
     max_learning_rate: Any
-    cold_start: bool
+    searches: bool  # for a first rate: it is unknown or, being tied to it by the clamp, has to be plausible
 
 
 class Averages(NamedTuple):
@@ -128,7 +131,8 @@ def advance(
     looks_back: bool,
 ) -> tuple[jax.Array, Averages | tuple[()]]:
     """The next learning rate and averages, given a measurement along `step_size` times the update."""
-    gamma = 1 - _weight(rule, num_probes, learning_rate.dtype)
+    searched = first_learning_rate > 0
+    gamma = 1 - _weight(rule, searched, num_probes, learning_rate.dtype)
     overshot = status == ProbeStatus.OVERSHOOT
     if independent:
         alone = jnp.isposinf(measured.own_slope)  # nothing is known of the step's own batch
@@ -148,7 +152,7 @@ def advance(
         )
         slope, curvature = averages.slope * unit, averages.curvature * unit * unit
     limit = 2.0 if rule.max_change is None else rule.max_change
-    first = finding(rule, learning_rate, num_probes)
+    first = finding(rule, first_learning_rate, learning_rate, num_probes)
     kappa = jnp.where(first, _FIRST_KAPPA, _KAPPA)
     sigma = jnp.where(first, jnp.minimum(_FIRST_SIGMA, rule.sigma), rule.sigma)
     aim = jnp.minimum(kappa * measured.own_slope, sigma * slope)
@@ -159,9 +163,9 @@ def advance(
         ratio = jnp.clip(ratio, lowest_ratio, limit)
 
     moves = accepted
-    if independent or rule.cold_start:
+    if independent or rule.searches:
         # Curvature hidden in the rounding error is at most that error: the minimum lies beyond aim / noise.
-        hidden = status == ProbeStatus.NO_CURVATURE
+        hidden = (status == ProbeStatus.NO_CURVATURE) & (independent | searched)
         at_least = aim / jnp.maximum(measured.noise, jnp.finfo(aim.dtype).tiny)
         ratio, moves = jnp.where(hidden, jnp.clip(at_least, 1, limit), ratio), moves | hidden
     if independent:
@@ -190,11 +194,11 @@ def sigma_for(independent: bool, horizon: bool) -> float:
     return _BREAK_EVEN if horizon else _ANNEALING
 
 
-def finding(rule: Rule, learning_rate: jax.Array, num_probes: jax.Array) -> jax.Array:
+def finding(rule: Rule, first_learning_rate: jax.Array, learning_rate: jax.Array, num_probes: jax.Array) -> jax.Array:
     """Whether every call probes: the rate is unknown or has only just been found."""
-    if not rule.cold_start:
+    if not rule.searches:
         return jnp.zeros((), jnp.bool_)
-    return (learning_rate == 0) | (num_probes < _NUM_FIRST_PROBES)
+    return (learning_rate == 0) | ((first_learning_rate > 0) & (num_probes < _NUM_FIRST_PROBES))
 
 
 def alarming(value: jax.Array, last_value: jax.Array, num_probes: jax.Array) -> jax.Array:
@@ -202,16 +206,17 @@ def alarming(value: jax.Array, last_value: jax.Array, num_probes: jax.Array) -> 
     return ~jnp.isfinite(value) | ((num_probes > 0) & ~(value <= _ALARMING_GROWTH * jnp.abs(last_value)))
 
 
-def _weight(rule: Rule, num_probes: jax.Array, dtype: Any) -> jax.Array:
-    """The weight of a probe in the average: 1 - gamma, and more in the time after a cold start."""
+def _weight(rule: Rule, searched: jax.Array, num_probes: jax.Array, dtype: Any) -> jax.Array:
+    """The weight of a probe in the average: 1 - gamma, and more in the time after a rate was searched for."""
     weight = 1 - jnp.asarray(rule.smoothing, dtype)
-    if not rule.cold_start:
+    if not rule.searches:
         return weight
     n = num_probes.astype(dtype)
     later = n > _NUM_FIRST_PROBES
     spacing = jnp.where(later, rule.every, 1)
     calls = jnp.where(later, _NUM_FIRST_PROBES + (n - _NUM_FIRST_PROBES) * spacing, n)
-    return jnp.clip(_MEMORY * spacing / jnp.maximum(calls, 1), weight, jnp.maximum(weight, _MAX_WEIGHT))
+    more = jnp.clip(_MEMORY * spacing / jnp.maximum(calls, 1), weight, jnp.maximum(weight, _MAX_WEIGHT))
+    return jnp.where(searched, more, weight)
 
 
 def bound(rule: Rule, learning_rate: jax.Array) -> jax.Array:
@@ -222,30 +227,47 @@ def bound(rule: Rule, learning_rate: jax.Array) -> jax.Array:
     return jnp.where(learning_rate > 0, jnp.clip(learning_rate, low, high), 0).astype(learning_rate.dtype)
 
 
-def bracket(context: Context) -> jax.Array:
-    """A first learning rate: a part of the one that the first step alone would bear.
+def first_rate(context: Context, given: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The rate to begin with, and where the search for a better one begins: the same, or 0 if none is needed.
 
-    That is found by the loss along the step at rates that double.
-
-    Starts at a step of 1e-5 relative to the parameters and ends at one of their own size (parameters near zero count as
-    0.1 per entry), or where the loss is no longer finite. Not where it first rises: in a rough landscape that is at
-    once. At most 18 forward passes, one after the other, once in a training run.
-
-    Returns:
-      A fiftieth of the rate of the lowest loss. Where no step lowered the loss by more than its rounding error: 0, or
-      the smallest of the rates where that error is large (bfloat16).
+    `given`: what the user said; 0 for nothing. It is kept if the first step with it lowers the loss and if it is at
+    least a tenth of the rate that lowers it most. A search begins at a fiftieth of that, or above at what was given; at
+    the smallest rate tried where a coarse rounding error (bfloat16) hides every decrease; at 0, which means that it is
+    tried again at the next call, where nothing lowered the loss.
     """
     loss, params, updates = context.loss, context.params, context.updates
     value = loss(params) if context.value is None else context.value
-
-    def mean(x):
-        return _axes.mean(x, context.axis_name)
-
     dtype = jnp.promote_types(value.dtype, jnp.float32)
+
+    def loss_at(rate):
+        here = loss(_loss.step_along(params, updates, rate)).astype(dtype)
+        here = jax.lax.stop_gradient(_axes.mean(here, context.axis_name))
+        _axes.require_agreement((here, value, rate), context.step_size, context.axis_name)
+        return here
+
     arithmetic = _arithmetic.arithmetic(loss, params)
     eps = max(float(jnp.finfo(value.dtype).eps), arithmetic.eps)
-    value = mean(value.astype(dtype))
-    noise = 8 * eps * jnp.abs(value)
+    value = jax.lax.stop_gradient(_axes.mean(value.astype(dtype), context.axis_name))
+    least, best, best_loss = _bracket(context, value, loss_at)
+    seen = best_loss < value - 8 * eps * jnp.abs(value)
+    # Coarse rounding may hide a decrease: the smallest rate is then better than a standstill.
+    start = jnp.where(seen, _FIRST_FRACTION * best, least if arithmetic.is_coarse else 0)
+    long_enough = given >= _LEAST_OF_BEST * best
+    kept = (given > 0) & (~seen | (long_enough & (loss_at(given.astype(dtype)) < value)))
+    start = jnp.where(long_enough, start, jnp.maximum(start, given)).astype(given.dtype)
+    return jnp.where(kept, given, start), jnp.where(kept, 0, start)
+
+
+def _bracket(
+    context: Context, value: jax.Array, loss_at: Callable[[jax.Array], jax.Array]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Rates that double, along the first step: the smallest of them, the one of the lowest loss, and that loss.
+
+    From a step of 1e-5 relative to the parameters to one of their own size (parameters near zero count as 0.1 per
+    entry), or to where the loss is no longer finite. Not to where it first rises: in a rough landscape that is at once.
+    At most 18 forward passes, one after the other. All 0 where the step is, or the loss at its start is not finite.
+    """
+    params, updates = context.params, context.updates
     size = sum(
         jnp.size(leaf) * _axes.num_shards(leaf, context.axis_name)
         for leaf in jax.tree.leaves(params)
@@ -255,13 +277,12 @@ def bracket(context: Context) -> jax.Array:
     largest = _axes.maximum(_loss.power_of_two(updates), context.axis_name)
     step_norm = largest * jnp.sqrt(_squared_norm(updates, context.axis_name, 1 / largest))
     # Nothing that a caller differentiates may flow into the loop, which has no reverse rule, nor out with the rate.
-    first = jax.lax.stop_gradient(1e-5 * unit / jnp.where(step_norm > 0, step_norm, 1)).astype(dtype)
+    first = jax.lax.stop_gradient(1e-5 * unit / jnp.where(step_norm > 0, step_norm, 1)).astype(value.dtype)
 
     def doubled(carry):
         k, best, best_loss, _ = carry
         rate = jnp.ldexp(first, k)
-        here = jax.lax.stop_gradient(mean(loss(_loss.step_along(params, updates, rate)).astype(dtype)))
-        _axes.require_agreement((here, value, rate), context.step_size, context.axis_name)
+        here = loss_at(rate)
         lower = here < best_loss
         return k + 1, jnp.where(lower, rate, best), jnp.where(lower, here, best_loss), jnp.isfinite(here)
 
@@ -270,11 +291,10 @@ def bracket(context: Context) -> jax.Array:
         return finite & (k < _NUM_FIRST_RATES)
 
     is_usable = jnp.isfinite(value) & (step_norm > 0)
-    start = (jnp.int32(0), jnp.zeros((), dtype), value, is_usable)
+    none = jnp.where(is_usable, jnp.zeros_like(value), 0)  # a zero that varies over the axes over which the rates will
+    start = (jnp.int32(0), none, value, is_usable)
     _, best, best_loss, _ = jax.lax.while_loop(going_on, doubled, jax.lax.stop_gradient(start))
-    # Coarse rounding may hide a decrease: the smallest rate is then better than a standstill.
-    bottom = jnp.where(arithmetic.is_coarse & is_usable, first, 0)
-    return jnp.where(best_loss < value - noise, _FIRST_FRACTION * best, bottom)
+    return jnp.where(is_usable, first, 0), best, best_loss
 
 
 def _squared_norm(tree: Any, axis_name: Any, factor: jax.typing.ArrayLike) -> jax.Array:

@@ -98,7 +98,8 @@ def scale_by_gen(
         The first call tries rates that double, and starts at a fiftieth of the best; until there is one, no step is
         taken. From there the rate climbs, probed at each of the first 50 calls: for these with :math:`\kappa = 1`, a
         :math:`\sigma` of at most 1.1 and no rate below the start, and with a :math:`\gamma` that grows to `smoothing`
-        over some hundred calls.
+        over some hundred calls. A given rate is kept if the first step with it lowers the loss and if it is at least a
+        tenth of the best; otherwise the rate is searched for all the same. With `max_change=None` it is always kept.
       probe: how the parabola is measured: :func:`gen_optax.retrospective` (the default; it keeps one copy of the
         parameters in the state), :func:`gen_optax.finite_difference` or :func:`gen_optax.exact` (which keep none, but
         on the gradient's own batch want a horizon).
@@ -107,7 +108,8 @@ def scale_by_gen(
       smoothing: :math:`\gamma`, in [0, 1).
       smooth: what is averaged: `"log"`, the logarithm of the target; `"learning_rate"`, the target (Algorithm 1);
         `"coefficients"`, `b` and `A` separately, whose ratio is then the target.
-      max_change: `m`, greater than 1: how far the target may lie from the present learning rate. None: no limit.
+      max_change: `m`, greater than 1: how far the target may lie from the present learning rate. None: no limit, and
+        :math:`\eta_0` is taken as it is.
         After a step that overshot beyond doubt it may lie at a tenth.
       sigma: factor on `b / A`. 1 is the greedy minimiser, 2 the break-even point and the edge of stability. None: 1 on
         the step's own batch; on an independent one 2, or 1.6 without a horizon, where nothing else lowers the rate.
@@ -182,7 +184,7 @@ def scale_by_gen(
         every,
         min_learning_rate,
         max_learning_rate,
-        cold_start=init_learning_rate is None,
+        searches=init_learning_rate is None or max_change is not None,
     )
     default_value_fn = value_fn
 
@@ -232,7 +234,7 @@ def scale_by_gen(
         context = _probe.Context(loss, params, updates, state.learning_rate, value, grad, state.memory, axis_name)
 
         def due(state: GenState) -> jax.Array:
-            finding = _control.finding(rule, state.learning_rate, state.info.num_probes)
+            finding = _control.finding(rule, state.first_learning_rate, state.learning_rate, state.info.num_probes)
             overshot = state.info.status == ProbeStatus.OVERSHOOT
             regular = (state.count + 1) % every == 0
             if probe.looks_back:
@@ -242,6 +244,9 @@ def scale_by_gen(
                 regular &= state.count > 0  # at the first call there is nothing to look back on, but a rate to be found
             return regular | finding | overshot
 
+        if rule.searches:
+            unknown = (state.learning_rate == 0) | (state.count == 0)
+            state = jax.lax.cond(unknown, functools.partial(_find, rule, context), lambda state: state, state)
         renew = functools.partial(_renew, rule, probe, context, scale)
         if isinstance(every, int) and every == 1 and not probe.looks_back:
             state = renew(state)
@@ -325,21 +330,17 @@ gen.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
 )
 
 
+def _find(rule: _control.Rule, context: _probe.Context, state: GenState) -> GenState:
+    """The state with a rate to begin with: what was given, where that is plausible, or where to search from."""
+    found, start = _control.first_rate(context, state.learning_rate)
+    return state._replace(learning_rate=_control.bound(rule, found), first_learning_rate=_control.bound(rule, start))
+
+
 def _renew(
     rule: _control.Rule, probe: _probe.Probe, context: _probe.Context, scale: jax.Array, state: GenState
 ) -> GenState:
     """The state after a probe: averages, learning rate and info; count and memory as they were."""
-    dtype = state.learning_rate.dtype
-    learning_rate, first_learning_rate = state.learning_rate, state.first_learning_rate
-    if rule.cold_start:
-        learning_rate = jax.lax.cond(
-            learning_rate == 0,
-            lambda: _control.bracket(context).astype(dtype),
-            lambda: learning_rate,
-        )
-        learning_rate = _control.bound(rule, learning_rate)
-        first_learning_rate = jnp.where(state.learning_rate == 0, learning_rate, first_learning_rate)
-
+    learning_rate, dtype = state.learning_rate, state.learning_rate.dtype
     if probe.looks_back:
         step_size = state.applied_learning_rate
     else:
@@ -353,7 +354,7 @@ def _renew(
     learning_rate, averages = _control.advance(
         rule,
         learning_rate,
-        first_learning_rate,
+        state.first_learning_rate,
         state.averages,
         state.info.num_probes,
         measured,
@@ -374,9 +375,7 @@ def _renew(
         num_probes=optax.safe_increment(state.info.num_probes),
         num_accepted=state.info.num_accepted + accepted.astype(jnp.int32),
     )
-    return state._replace(
-        learning_rate=learning_rate, first_learning_rate=first_learning_rate, averages=averages, info=info
-    )
+    return state._replace(learning_rate=learning_rate, averages=averages, info=info)
 
 
 def _taken_back(unsafe: jax.Array, step: optax.Updates, updates: optax.Updates) -> optax.Updates:

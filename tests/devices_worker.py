@@ -22,12 +22,13 @@ from jax.sharding import PartitionSpec as P
 import gen_optax
 
 NUM_STEPS, EVERY = 5, 2
+GIVEN = {"init_learning_rate": 0.1, "max_change": None}  # without a clamp no search for a rate is compiled
 OPTIONS: dict[str, dict[str, Any]] = {
     "cold start": {},
-    "retrospective": {"init_learning_rate": 0.1},
-    "three points": {"init_learning_rate": 0.1, "probe": gen_optax.finite_difference()},
-    "free slope": {"init_learning_rate": 0.1, "probe": gen_optax.finite_difference(free_slope=True, batching="map")},
-    "exact": {"init_learning_rate": 0.1, "probe": gen_optax.exact()},
+    "retrospective": GIVEN,
+    "three points": {**GIVEN, "probe": gen_optax.finite_difference()},
+    "free slope": {**GIVEN, "probe": gen_optax.finite_difference(free_slope=True, batching="map")},
+    "exact": {**GIVEN, "probe": gen_optax.exact()},
 }
 
 
@@ -315,7 +316,10 @@ CASES = {
         f"shard_map, sharded by hand, {o}": functools.partial(manually_sharded, o)
         for o in ("cold start", "retrospective", "free slope", "exact")
     },
-    "one model per device": functools.partial(one_model_per_device, "retrospective"),
+    **{
+        f"one model per device, {name}": functools.partial(one_model_per_device, name)
+        for name in ("retrospective", "cold start")
+    },
     "NaN in a loss": functools.partial(nan_on_one_device, "three points"),
     "NaN in a step": functools.partial(nan_on_one_device, "three points", True),
     "NaN in a step, retrospective": functools.partial(nan_on_one_device, "retrospective", True),

@@ -103,7 +103,7 @@ def test_one_probe_per_step_on_all_microbatches(name, passes):
     """Run-time counts: k micro-batches for the gradient, and `passes` times k more where a probe is due."""
     params, batch = network()
     microbatches, counter = split(batch), Counter()
-    tx = gen_optax.gen(optax.sgd(1.0), init_learning_rate=0.1, probe=PROBES[name], every=4)
+    tx = gen_optax.gen(optax.sgd(1.0), init_learning_rate=0.1, probe=PROBES[name], every=4, max_change=None)
 
     @jax.jit
     def step(params, state):
@@ -136,7 +136,8 @@ def in_multi_steps(tx, **options):
 
 def test_multi_steps_around_gen_warns_and_why():
     """The probe costs k passes over one mini-batch each, not one over all: run-time counts."""
-    tx = gen_optax.gen(optax.sgd(1.0), init_learning_rate=0.1, probe=gen_optax.finite_difference(), every=1)
+    options = {"init_learning_rate": 0.1, "max_change": None}  # without a look for a first rate
+    tx = gen_optax.gen(optax.sgd(1.0), probe=gen_optax.finite_difference(), every=1, **options)
     params, state, one, counter, mini_step = in_multi_steps(tx)
     with pytest.warns(UserWarning, match=r"MultiSteps.*k times.*mean_value_and_grad"):
         mini_step = mini_step.lower(params, state, one).compile()

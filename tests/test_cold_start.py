@@ -26,9 +26,9 @@ def train(tx, loss_fn, params, steps):
     return params, np.array(rates), state
 
 
-def first_rate(loss_fn, w):
+def first_rate(loss_fn, w, **options):
     """What the first call finds along the step from `w` towards 0."""
-    tx = gen_optax.scale_by_gen()
+    tx = gen_optax.scale_by_gen(**options)
     _, state = jax.jit(lambda w: tx.update(-w, tx.init(w), w, value_fn=loss_fn))(w)
     return optax.tree.get(state, "learning_rate")
 
@@ -107,3 +107,52 @@ def test_an_unknown_rate_is_looked_for_again_after_a_zero_gradient():
     np.testing.assert_array_equal(w1, w)
     _, state = step(w1, state, 2 * w1)
     assert optax.tree.get(state, "learning_rate") > 0
+
+
+def bowl(w):
+    return jnp.sum(w**2) / 2
+
+
+@pytest.mark.parametrize("probe", [gen_optax.retrospective(), gen_optax.exact()], ids=["looks back", "looks ahead"])
+@pytest.mark.parametrize(
+    ("given", "least", "most"),
+    [
+        (1e-8, 0.014, 0.029),  # where the search for an unknown rate begins
+        (0.05, 0.05, 0.05),  # above that, and less than a tenth of the best: searched from
+        (0.2, 0.2, 0.2),
+        (1.9, 1.9, 1.9),  # 0.95 of what a step can bear
+        (2.1, 0.014, 0.029),
+        (1e2, 0.014, 0.029),
+        (1e30, 0.014, 0.029),  # the loss is infinite there
+    ],
+)
+def test_a_given_rate_is_kept_where_it_is_plausible(probe, given, least, most):
+    """On L = |w|^2 / 2 along -w the best rate is 1, and 2 gains nothing; doubling meets the best within sqrt(2)."""
+    rate = first_rate(bowl, jnp.ones(4), init_learning_rate=given, probe=probe)
+    assert least * 0.99 <= rate <= most * 1.2  # the exact probe of that call moves the rate it has found
+
+
+def test_a_plausible_rate_is_probed_at_every_eighth_call_only():
+    _, rates, state = train(gen_optax.gen_sgd(init_learning_rate=0.5), bowl, jnp.ones(4), 7)
+    assert np.all(rates == 0.5)
+    assert optax.tree.get(state, "num_probes") == 0
+    assert optax.tree.get(state, "first_learning_rate") == 0
+
+
+def test_an_implausible_rate_is_searched_for_at_each_call():
+    params, rates, state = train(gen_optax.gen_sgd(init_learning_rate=1e-8), bowl, jnp.ones(4), 60)
+    unknown, expected, _ = train(gen_optax.gen_sgd(), bowl, jnp.ones(4), 60)
+    np.testing.assert_array_equal(rates, expected)
+    np.testing.assert_array_equal(params, unknown)
+    assert optax.tree.get(state, "num_probes") > 50
+
+
+def test_without_a_clamp_a_given_rate_is_taken_as_it_is():
+    """As in Algorithm 1: there the first probe moves the rate as far as the parabola says."""
+    assert first_rate(bowl, jnp.ones(4), init_learning_rate=1e-8, max_change=None) == np.float32(1e-8)
+
+
+def test_a_given_rate_is_kept_where_the_first_step_shows_nothing():
+    """No step, or no loss to go by: nothing speaks against it."""
+    assert first_rate(lambda w: 0 * jnp.sum(w), jnp.ones(4), init_learning_rate=1e-3) == np.float32(1e-3)
+    assert first_rate(lambda w: jnp.nan * jnp.sum(w), jnp.ones(4), init_learning_rate=1e-3) == np.float32(1e-3)

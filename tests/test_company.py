@@ -111,7 +111,7 @@ def test_average_of_the_parameters_beside_training():
 def test_inject_hyperparams_around_gen():
     """Scheduled and constant numbers, functions named as static: the run is the one without injection."""
     params, batch, _ = problem()
-    options = dict(base=optax.sgd(1.0), init_learning_rate=0.1, every=2, num_steps=30, value_fn=lambda w: 0.0)
+    options = dict(base=optax.sgd(1.0), init_learning_rate=0.1, every=2, max_change=None, value_fn=lambda w: 0.0)
     injected = optax.inject_hyperparams(gen_optax.gen, static_args=("value_fn", "decay"))
     found, state, _, states = train(injected(**options, sigma=lambda t: 1.0 + 0 * t), params, network_loss, 20, **batch)
     expected, _, _, plain = train(gen_optax.gen(**options, sigma=1.0), params, network_loss, 20, **batch)

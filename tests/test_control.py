@@ -41,7 +41,7 @@ def next_rate(
         "every": 1,
         "min_learning_rate": None,
         "max_learning_rate": None,
-        "cold_start": False,
+        "searches": False,
     } | settings
     status = _control.judge(measured, jnp.array(True))
     new, averages = _control.advance(
@@ -143,7 +143,7 @@ def rate_after(smooth, gamma, max_change, independent=False):
     ],
 )
 def test_a_search_does_not_fall_below_its_start(rate, num_probes, end_value, lowest):
-    settings = {"cold_start": True, "independent": True, "max_change": 2.0, "smooth": "log"}
+    settings = {"searches": True, "independent": True, "max_change": 2.0, "smooth": "log"}
     measured = measurement(-1.0, 2.0, end_value=end_value, own_slope=0.9)
     found, _, status = next_rate(measured, rate=rate, first_rate=0.1, num_probes=num_probes, **settings)
     assert status == ProbeStatus.ASCENT
@@ -243,7 +243,7 @@ def test_the_minimum_on_the_own_batch_limits_the_target(smooth, step_size):
 )
 def test_the_search_for_a_rate_is_greedy(num_probes, sigma, found, limited):
     """b h = A h^2 = 2: sigma is at most 1.1 in the search; with b_own h = 1 in its place, that is not exceeded."""
-    arguments = {"independent": True, "num_probes": num_probes, "sigma": sigma, "cold_start": True}
+    arguments = {"independent": True, "num_probes": num_probes, "sigma": sigma, "searches": True, "first_rate": 0.01}
     assert next_rate(measurement(2.0, 2.0, own_slope=6.0), **arguments)[0] == pytest.approx(0.1 * found)
     assert next_rate(measurement(2.0, 2.0, own_slope=1.0), **arguments)[0] == pytest.approx(0.1 * limited)
 

@@ -59,7 +59,7 @@ def test_forward_passes_that_run(name, given):
     expected = with_value if given else without
     if expected is None:
         pytest.skip("needs grad, or costs a derivative without it")
-    tx = optax.chain(optax.sgd(1.0), gen_optax.scale_by_gen(0.1, probe, every=3))
+    tx = optax.chain(optax.sgd(1.0), gen_optax.scale_by_gen(0.1, probe, every=3, max_change=None))
     counts, _ = executed(tx, 7, given)
     assert counts == [0, 0, expected, 0, 0, expected, 0]
 
@@ -70,7 +70,7 @@ def test_an_overshoot_costs_one_more_probe_and_then_none():
     def cliff(w):
         return jnp.where(jnp.abs(w) < 2, (w - 1.0) ** 2, jnp.nan)
 
-    tx = gen_optax.gen_sgd(init_learning_rate=500.0, probe=gen_optax.finite_difference(), every=4)
+    tx = gen_optax.gen_sgd(init_learning_rate=500.0, probe=gen_optax.finite_difference(), every=4, max_change=None)
     step = jax.jit(lambda w, s: tx.update(2 * (w - 1.0), s, w, value=cliff(w), value_fn=cliff))
     w = jnp.zeros(())
     state = tx.init(w)
@@ -156,7 +156,7 @@ def test_flops(name):
     """
     probe, forwards, _ = COSTS[name]
     forward = flops(jax.jit(network_loss).lower(PARAMS).compile())
-    tx = optax.chain(optax.sgd(1.0), gen_optax.scale_by_gen(0.1, probe, every=4))
+    tx = optax.chain(optax.sgd(1.0), gen_optax.scale_by_gen(0.1, probe, every=4, max_change=None))
     plain = flops(jax.jit(step_fn(optax.sgd(1.0))).lower(PARAMS, optax.sgd(1.0).init(PARAMS)).compile())
     small = 8 * NUMBER  # element-wise passes over the parameters: moving and scaling them
     assert forward > 10 * NUMBER
@@ -172,14 +172,14 @@ def test_flops(name):
 
 def test_exact_costs_about_three_forward_passes():
     forward = flops(jax.jit(network_loss).lower(PARAMS).compile())
-    tx = optax.chain(optax.sgd(1.0), gen_optax.scale_by_gen(0.1, gen_optax.exact(), every=4))
+    tx = optax.chain(optax.sgd(1.0), gen_optax.scale_by_gen(0.1, gen_optax.exact(), every=4, max_change=None))
     extra = flops(compiled(tx, count=3)) - flops(compiled(tx, count=1))
     assert 2 * forward < extra < 5 * forward
 
 
 def temporaries(probe, **options):
     """Bytes of scratch memory that a due step takes beyond those of the same step without a probe."""
-    tx = gen_optax.scale_by_gen(0.1, probe, **options)
+    tx = gen_optax.scale_by_gen(0.1, probe, max_change=None, **options)
     state = tx.init(PARAMS)
 
     def update(u, w, value):

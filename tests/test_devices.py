@@ -62,9 +62,10 @@ def test_there_is_something_to_agree_on(result):
     assert ProbeStatus.ACCEPTED in np.unique(result["statuses"]) or result["rates"][0][0] < 0.1
 
 
-def test_devices_may_train_models_of_their_own(results):
+@pytest.mark.parametrize("options", ["retrospective", "cold start"])
+def test_devices_may_train_models_of_their_own(results, options):
     """The state varies over the axis: no error, no average."""
-    result, reference = results["one model per device"], results["one device, retrospective"]
+    result, reference = results[f"one model per device, {options}"], results[f"one device, {options}"]
     assert "error" not in result, result["error"]
     np.testing.assert_allclose(result["rates"], reference["rates"], RTOL)
     assert result["distinct"] > 1

@@ -111,7 +111,7 @@ def test_a_loss_that_breaks_only_at_the_candidate(name, depth, smooth):
 @pytest.mark.parametrize("every", [1, 4])
 def test_a_step_over_the_cliff_is_taken_back(wall, base, every):
     """The retrospective probe sees it when it has happened: it goes back to where the loss was finite."""
-    tx = gen_optax.gen(base, init_learning_rate=30.0, probe=gen_optax.retrospective(), every=every)
+    tx = gen_optax.gen(base, init_learning_rate=30.0, probe=gen_optax.retrospective(), every=every, max_change=None)
     step = step_fn(tx, lambda w: (w - 1.0) ** 2 + wall(w))  # beyond it the gradient is lost as well
     w = jnp.zeros(())
     state = tx.init(w)
@@ -163,7 +163,8 @@ def test_zero_gradients(name, smooth):
 )
 def test_saddles_domes_and_planes(name, loss_fn, start, status):
     """No minimum in sight: a known rate on the own batch stays; an independent verdict may raise it, in bounds."""
-    tx = gen_optax.gen(optax.sgd(1.0), init_learning_rate=0.01, probe=KINDS[name], every=1, max_learning_rate=0.05)
+    options = {"every": 1, "max_change": None, "max_learning_rate": 0.05}
+    tx = gen_optax.gen(optax.sgd(1.0), init_learning_rate=0.01, probe=KINDS[name], **options)
     w, state, _, states = train(tx, jnp.array(start), loss_fn, 6)
     found = gen_state(states).info.status[2:]
     # A plane's curvature is pure rounding, which may be too small for the finite difference to tell from none.

@@ -107,10 +107,8 @@ def test_a_rate_of_1e6_where_the_loss_is_finite_comes_down():
     """Three points 250 000 times too far away still say where the minimum lies, to their rounding."""
     w = jnp.ones(3)
     for name, probe in LOOKING_AHEAD.items():
-        state, _ = one_probe(
-            probe, lambda w: jnp.sum(w**2), w, -w / 4, 1e6, value=jnp.sum(w**2), grad=2 * w, max_change=2.0
-        )
-        assert state.learning_rate == 5e5, name
+        state, _ = one_probe(probe, lambda w: jnp.sum(w**2), w, -w / 4, 1e6, value=jnp.sum(w**2), grad=2 * w)
+        assert 0 < state.learning_rate < 1e3, name
 
 
 @pytest.mark.parametrize("candidates", [(-1.0, 0.0, 1.0), (-2.0, -0.5, 0.5, 1.0, 2.0), (1.0, 0.0, 3.0, 2.0)])
@@ -275,7 +273,7 @@ def two_steps(known):
         def loss(hessian, centre, w):
             return 0.5 * (w - centre) @ (hessian @ (w - centre))
 
-        tx = gen_optax.scale_by_gen(0.1, gen_optax.retrospective(), every=1)
+        tx = gen_optax.scale_by_gen(0.1, gen_optax.retrospective(), every=1, max_change=None)
         state = tx.init(w)
         for value_fn in (functools.partial(loss, own_hessian, own_centre), functools.partial(loss, hessian, centre)):
             value, grad = jax.value_and_grad(value_fn)(w)

@@ -104,7 +104,10 @@ def report(results: store.Store) -> str | None:
 def measure(workload: Workload, every: int, turns: int) -> dict[str, Any]:
     """One row: times and memory of all probes at a Phi."""
     # With a rate to start from, only every Phi-th step probes.
-    specs = {name: f"gen:{settings},every={every},init_learning_rate=1e-6" for name, (settings, _) in PROBES.items()}
+    specs = {
+        name: f"gen:{settings},every={every},init_learning_rate=1e-6,max_change=none"
+        for name, (settings, _) in PROBES.items()
+    }
     specs["base"] = "baseline:learning_rate=1e-6"
     batch = next(workload.batches(0, workload.batch_size))
     key = jax.random.key(0)

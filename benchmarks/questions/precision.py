@@ -153,7 +153,7 @@ def probe_once(probe: Any, arithmetic: Arithmetic, point: dict[str, Any], refere
 
     before = cast(point["before"], arithmetic.params)
     direction = cast(point["direction"], arithmetic.params)
-    tx = gen_optax.scale_by_gen(init_learning_rate=point["learning_rate"], probe=probe, every=1)
+    tx = gen_optax.scale_by_gen(init_learning_rate=point["learning_rate"], probe=probe, every=1, max_change=None)
     after = optax.apply_updates(
         before, cast(jax.tree.map(lambda u: point["learning_rate"] * u, direction), jnp.float32)
     )
