@@ -38,8 +38,8 @@ _FIRST_KAPPA, _KAPPA = 1.0, 1.5
 # The first rate is this part of what the first step alone would bear: momentum is still to come, and curvature falls
 # from its height at the start. The climb from there costs a few dozen steps, an overshoot may cost the run.
 _FIRST_FRACTION = 0.02
-# A rate that is given and less than this part of it is not left to the clamp to raise.
-_LEAST_OF_BEST = 0.1
+# A rate that is given is kept from there to this factor above, a fifth of what the first step would bear.
+_KEPT_RANGE = 10.0
 _NUM_FIRST_RATES = 18  # 2^17 > 1e5: from a step of 1e-5 relative to the parameters to one of their own size
 # While the rate is being found every call probes, this many times; a probe at call t has the weight
 # _MEMORY * (calls since the last probe) / t, at most _MAX_WEIGHT: an average over a fixed part of the past.
@@ -230,10 +230,10 @@ def bound(rule: Rule, learning_rate: jax.Array) -> jax.Array:
 def first_rate(context: Context, given: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The rate to begin with, and where the search for a better one begins: the same, or 0 if none is needed.
 
-    `given`: what the user said; 0 for nothing. It is kept if the first step with it lowers the loss and if it is at
-    least a tenth of the rate that lowers it most. A search begins at a fiftieth of that, or above at what was given; at
-    the smallest rate tried where a coarse rounding error (bfloat16) hides every decrease; at 0, which means that it is
-    tried again at the next call, where nothing lowered the loss.
+    `given`: what the user said; 0 for nothing. It is kept between a fiftieth and a fifth of the rate that lowers the
+    loss most along the first step, or where nothing lowered it. A search begins at the fiftieth; at the smallest rate
+    tried where a coarse rounding error (bfloat16) hides every decrease; at 0, which means that it is tried again at the
+    next call, where nothing lowered the loss.
     """
     loss, params, updates = context.loss, context.params, context.updates
     value = loss(params) if context.value is None else context.value
@@ -252,9 +252,8 @@ def first_rate(context: Context, given: jax.Array) -> tuple[jax.Array, jax.Array
     seen = best_loss < value - 8 * eps * jnp.abs(value)
     # Coarse rounding may hide a decrease: the smallest rate is then better than a standstill.
     start = jnp.where(seen, _FIRST_FRACTION * best, least if arithmetic.is_coarse else 0)
-    long_enough = given >= _LEAST_OF_BEST * best
-    kept = (given > 0) & (~seen | (long_enough & (loss_at(given.astype(dtype)) < value)))
-    start = jnp.where(long_enough, start, jnp.maximum(start, given)).astype(given.dtype)
+    start = start.astype(given.dtype)
+    kept = (given > 0) & (~seen | ((given >= start) & (given <= _KEPT_RANGE * start)))
     return jnp.where(kept, given, start), jnp.where(kept, 0, start)
 
 

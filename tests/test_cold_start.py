@@ -118,23 +118,22 @@ def bowl(w):
     ("given", "least", "most"),
     [
         (1e-8, 0.014, 0.029),  # where the search for an unknown rate begins
-        (0.05, 0.05, 0.05),  # above that, and less than a tenth of the best: searched from
-        (0.2, 0.2, 0.2),
-        (1.9, 1.9, 1.9),  # 0.95 of what a step can bear
-        (2.1, 0.014, 0.029),
+        (0.05, 0.05, 0.05),
+        (0.12, 0.12, 0.12),
+        (0.4, 0.014, 0.029),  # what the first step bears may be too much with momentum
         (1e2, 0.014, 0.029),
         (1e30, 0.014, 0.029),  # the loss is infinite there
     ],
 )
 def test_a_given_rate_is_kept_where_it_is_plausible(probe, given, least, most):
-    """On L = |w|^2 / 2 along -w the best rate is 1, and 2 gains nothing; doubling meets the best within sqrt(2)."""
+    """On L = |w|^2 / 2 along -w the best rate is 1, and doubling meets it within a factor of sqrt(2)."""
     rate = first_rate(bowl, jnp.ones(4), init_learning_rate=given, probe=probe)
     assert least * 0.99 <= rate <= most * 1.2  # the exact probe of that call moves the rate it has found
 
 
 def test_a_plausible_rate_is_probed_at_every_eighth_call_only():
-    _, rates, state = train(gen_optax.gen_sgd(init_learning_rate=0.5), bowl, jnp.ones(4), 7)
-    assert np.all(rates == 0.5)
+    _, rates, state = train(gen_optax.gen_sgd(init_learning_rate=0.1), bowl, jnp.ones(4), 7)
+    assert np.all(rates == np.float32(0.1))
     assert optax.tree.get(state, "num_probes") == 0
     assert optax.tree.get(state, "first_learning_rate") == 0
 

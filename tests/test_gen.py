@@ -42,7 +42,7 @@ def test_the_updates_are_scaled_and_nothing_else():
 @pytest.mark.parametrize("name", KINDS)
 def test_when_probes_are_due(name, every, due):
     """Every Phi-th call; a probe that looks back has nothing to look at in the first."""
-    tx = gen_optax.gen_sgd(init_learning_rate=0.1, probe=KINDS[name], every=every)
+    tx = gen_optax.gen_sgd(init_learning_rate=0.01, probe=KINDS[name], every=every)
     _, _, _, states = train(tx, jnp.zeros(2), bowl, 6)
     probes = np.diff(gen_state(states).info.num_probes, prepend=0)
     expected = [t for t in due if t > 1 or name != "retrospective"]
@@ -61,7 +61,7 @@ def test_value_fn_of_update_wins_over_that_of_construction():
     def steeper(w):
         return 3 * bowl(w)
 
-    options = {"init_learning_rate": 0.1, "probe": gen_optax.exact(), "every": 1}
+    options = {"init_learning_rate": 0.01, "probe": gen_optax.exact(), "every": 1}
     for given, extra, slope in ((bowl, {}, 8), (bowl, {"value_fn": steeper}, 24), (None, {"value_fn": steeper}, 24)):
         _, state = applied(gen_optax.scale_by_gen(**options, value_fn=given), **extra)
         assert state.info.slope == slope
@@ -308,7 +308,7 @@ def test_traced_settings(name, smooth):
 def test_inject_hyperparams(static, dtype, name):
     """Settings that are numbers can be changed between steps; the rest passes through."""
     make = optax.inject_hyperparams(gen_optax.scale_by_gen, static_args=static)
-    options = {"init_learning_rate": 0.02, "probe": KINDS[name], "every": 2, "sigma": 1.0, "num_steps": 20}
+    options = {"init_learning_rate": 0.01, "probe": KINDS[name], "every": 2, "sigma": 1.0, "num_steps": 20}
     tx = optax.chain(optax.sgd(1.0), make(**options))
     w = jnp.zeros(2, dtype)
     w, state, _, states = train(tx, w, bowl, 6)
@@ -326,10 +326,10 @@ def test_inject_hyperparams_around_gen_with_functions():
     """Callables are schedules to inject_hyperparams unless they are in static_args."""
     make = optax.inject_hyperparams(gen_optax.gen, static_args=("value_fn", "decay"))
     decay = optax.cosine_decay_schedule(1.0, 10)
-    tx = make(optax.adam(1.0), value_fn=bowl, decay=decay, init_learning_rate=0.1, smoothing=lambda count: 0.5)
+    tx = make(optax.adam(1.0), value_fn=bowl, decay=decay, init_learning_rate=0.01, smoothing=lambda count: 0.5)
     w = jnp.zeros(2)
     updates, state = jax.jit(tx.update)(jax.grad(bowl)(w), tx.init(w), w)
-    np.testing.assert_allclose(updates, 0.1, rtol=1e-4)
+    np.testing.assert_allclose(updates, 0.01, rtol=1e-4)
     assert state.hyperparams["smoothing"] == 0.5
 
 

@@ -54,7 +54,7 @@ def compiled_lora(name, where):
     """The compiled step with a probe inside or outside of the partition, or of the base alone."""
     params, batch, labels = lora()
     base = optax.adam(1.0)
-    options = dict(probe=PROBES.get(name), init_learning_rate=1e-2, every=4)
+    options = dict(probe=PROBES.get(name), init_learning_rate=1e-2, every=4, max_change=None)
     tx = {
         "inside": lambda: freezing(gen_optax.gen(base, **options), labels),
         "outside": lambda: gen_optax.gen(freezing(base, labels), **options),

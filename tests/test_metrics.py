@@ -18,7 +18,8 @@ def loss_fn(w):
 
 
 def test_python_numbers_of_a_trained_state():
-    tx = gen_optax.gen_sgd(init_learning_rate=0.25, probe=gen_optax.exact(), every=1, smoothing=0.0, num_steps=4)
+    options = {"init_learning_rate": 0.25, "max_change": None, "every": 1, "smoothing": 0.0, "num_steps": 4}
+    tx = gen_optax.gen_sgd(probe=gen_optax.exact(), **options)
     _, state, _, _ = train(tx, jnp.zeros(2), loss_fn, 1)
     found = gen_optax.metrics(state)
     assert set(found) == NAMES
