@@ -32,7 +32,7 @@ VARIANTS: dict[str, dict[str, str]] = {
         "no decay in the first half": "gen_horizon:decay=held",
         "the same, sigma = 1.6": "gen_horizon:decay=held,sigma=1.6",
         "probe on the gradient's batch": "gen_horizon:probe=finite_difference",
-        "the same, exact, sigma = 0.4": "gen_horizon:probe=exact,sigma=0.4",
+        "exact on the gradient's batch, sigma = 0.4": "gen_horizon:probe=exact,sigma=0.4",
         "probe on an independent batch": "gen_horizon:batch=independent,probe=finite_difference",
         "averages of b and A": "gen_horizon:smooth=coefficients",
         "a probe at every step": "gen_horizon:every=1",
@@ -47,7 +47,7 @@ VARIANTS: dict[str, dict[str, str]] = {
         "evaluated at a mean of the iterates": "gen:average=8",
         "the same, sigma = 2": "gen:average=8,sigma=2",
         "probe on the gradient's batch": "gen:probe=finite_difference",
-        "the same, exact, sigma = 0.4": "gen:probe=exact,sigma=0.4",
+        "exact on the gradient's batch, sigma = 0.4": "gen:probe=exact,sigma=0.4",
         "probe on an independent batch": "gen:batch=independent,probe=finite_difference",
     },
 }
