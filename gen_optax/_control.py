@@ -227,13 +227,15 @@ def bound(rule: Rule, learning_rate: jax.Array) -> jax.Array:
     return jnp.where(learning_rate > 0, jnp.clip(learning_rate, low, high), 0).astype(learning_rate.dtype)
 
 
-def first_rate(context: Context, given: jax.Array) -> tuple[jax.Array, jax.Array]:
+def first_rate(context: Context, given: jax.Array, needed: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The rate to begin with, and where the search for a better one begins: the same, or 0 if none is needed.
 
     `given`: what the user said; 0 for nothing. It is kept between a fiftieth and a fifth of the rate that lowers the
     loss most along the first step, or where nothing lowered it. A search begins at the fiftieth; at the smallest rate
     tried where a coarse rounding error (bfloat16) hides every decrease; at 0, which means that it is tried again at the
     next call, where nothing lowered the loss.
+
+    `needed`: whether it is; under `vmap` this is computed at every call, and where it is not needed, without a loss.
     """
     loss, params, updates = context.loss, context.params, context.updates
     value = loss(params) if context.value is None else context.value
@@ -248,7 +250,7 @@ def first_rate(context: Context, given: jax.Array) -> tuple[jax.Array, jax.Array
     arithmetic = _arithmetic.arithmetic(loss, params)
     eps = max(float(jnp.finfo(value.dtype).eps), arithmetic.eps)
     value = jax.lax.stop_gradient(_axes.mean(value.astype(dtype), context.axis_name))
-    least, best, best_loss = _bracket(context, value, loss_at)
+    least, best, best_loss = _bracket(context, value, loss_at, needed)
     seen = best_loss < value - 8 * eps * jnp.abs(value)
     # Coarse rounding may hide a decrease: the smallest rate is then better than a standstill.
     start = jnp.where(seen, _FIRST_FRACTION * best, least if arithmetic.is_coarse else 0)
@@ -258,13 +260,14 @@ def first_rate(context: Context, given: jax.Array) -> tuple[jax.Array, jax.Array
 
 
 def _bracket(
-    context: Context, value: jax.Array, loss_at: Callable[[jax.Array], jax.Array]
+    context: Context, value: jax.Array, loss_at: Callable[[jax.Array], jax.Array], needed: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Rates that double, along the first step: the smallest of them, the one of the lowest loss, and that loss.
 
     From a step of 1e-5 relative to the parameters to one of their own size (parameters near zero count as 0.1 per
     entry), or to where the loss is no longer finite. Not to where it first rises: in a rough landscape that is at once.
-    At most 18 forward passes, one after the other. All 0 where the step is, or the loss at its start is not finite.
+    At most 18 forward passes, one after the other. All 0 where the step is, where the loss at its start is
+    not finite, or where none is needed.
     """
     params, updates = context.params, context.updates
     size = sum(
@@ -289,7 +292,7 @@ def _bracket(
         k, _, _, finite = carry
         return finite & (k < _NUM_FIRST_RATES)
 
-    is_usable = jnp.isfinite(value) & (step_norm > 0)
+    is_usable = needed & jnp.isfinite(value) & (step_norm > 0)
     none = jnp.where(is_usable, jnp.zeros_like(value), 0)  # a zero that varies over the axes over which the rates will
     start = (jnp.int32(0), none, value, is_usable)
     _, best, best_loss, _ = jax.lax.while_loop(going_on, doubled, jax.lax.stop_gradient(start))

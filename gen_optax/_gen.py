@@ -45,7 +45,7 @@ class GenState(NamedTuple):
     count: jax.Array  # type: ignore[assignment]  # int32, calls of update so far
     learning_rate: jax.Array  # the smoothed eta, before the decay; 0: not found yet
     applied_learning_rate: jax.Array  # what the last updates were multiplied by: eta * s(t)
-    first_learning_rate: jax.Array  # where the search for an unknown rate began, which does not fall below; else 0
+    first_learning_rate: jax.Array  # where a search for the rate began, which does not fall below; else 0
     averages: Any  # (slope, curvature), moving averages; () unless smooth="coefficients"
     memory: Any  # () or, for a probe that looks back, (params, slope): where the last step started, b h on its batch
     info: GenInfo
@@ -246,7 +246,7 @@ def scale_by_gen(
 
         if rule.searches:
             unknown = (state.learning_rate == 0) | (state.count == 0)
-            state = jax.lax.cond(unknown, functools.partial(_find, rule, context), lambda state: state, state)
+            state = jax.lax.cond(unknown, functools.partial(_find, rule, context, unknown), lambda state: state, state)
         renew = functools.partial(_renew, rule, probe, context, scale)
         if isinstance(every, int) and every == 1 and not probe.looks_back:
             state = renew(state)
@@ -330,9 +330,9 @@ gen.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
 )
 
 
-def _find(rule: _control.Rule, context: _probe.Context, state: GenState) -> GenState:
+def _find(rule: _control.Rule, context: _probe.Context, unknown: jax.Array, state: GenState) -> GenState:
     """The state with a rate to begin with: what was given, where that is plausible, or where to search from."""
-    found, start = _control.first_rate(context, state.learning_rate)
+    found, start = _control.first_rate(context, state.learning_rate, unknown)
     return state._replace(learning_rate=_control.bound(rule, found), first_learning_rate=_control.bound(rule, start))
 
 

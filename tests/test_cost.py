@@ -246,3 +246,30 @@ def test_no_host_callback_and_no_python_state():
         jaxpr = jax.make_jaxpr(step_fn(tx))(PARAMS, tx.init(PARAMS))
         assert not jaxpr.effects
         assert "callback" not in str(jaxpr)
+
+
+def test_models_side_by_side_search_once():
+    """Under vmap a cond runs both branches; the loop of the search must not turn where no rate is searched for."""
+    calls = []
+
+    def loss_fn(w):
+        jax.debug.callback(lambda _: calls.append(1), w[0])
+        return jnp.sum((w - 1.0) ** 2)
+
+    tx = gen_optax.scale_by_gen(probe=gen_optax.exact(), every=10)
+    models = jnp.zeros((2, 3))
+
+    @jax.jit
+    @jax.vmap
+    def step(w, state):
+        value, grad = jnp.sum((w - 1.0) ** 2), 2 * (w - 1.0)
+        return tx.update(-grad, state, w, value=value, value_fn=loss_fn)[1]
+
+    state, counts = jax.vmap(tx.init)(models), []
+    for _ in range(3):
+        state = jax.block_until_ready(step(models, state))
+        jax.effects_barrier()
+        counts.append(len(calls))
+        calls.clear()
+    assert counts[0] >= 2 * 18
+    assert max(counts[1:]) <= counts[0] - 2 * 17  # what the probe itself evaluates
