@@ -22,7 +22,6 @@ one, `sigma` lies between greedy and break-even, so that the rate sinks slowly w
 """
 
 import enum
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -237,20 +236,13 @@ def first_rate(context: Context, given: jax.Array, needed: jax.Array) -> tuple[j
 
     `needed`: whether it is; under `vmap` this is computed at every call, and where it is not needed, without a loss.
     """
-    loss, params, updates = context.loss, context.params, context.updates
+    loss, params = context.loss, context.params
     value = loss(params) if context.value is None else context.value
-    dtype = jnp.promote_types(value.dtype, jnp.float32)
-
-    def loss_at(rate):
-        here = loss(_loss.step_along(params, updates, rate)).astype(dtype)
-        here = jax.lax.stop_gradient(_axes.mean(here, context.axis_name))
-        _axes.require_agreement((here, value, rate), context.step_size, context.axis_name)
-        return here
-
     arithmetic = _arithmetic.arithmetic(loss, params)
     eps = max(float(jnp.finfo(value.dtype).eps), arithmetic.eps)
-    value = jax.lax.stop_gradient(_axes.mean(value.astype(dtype), context.axis_name))
-    least, best, best_loss = _bracket(context, value, loss_at, needed)
+    value = _axes.mean(value.astype(jnp.promote_types(value.dtype, jnp.float32)), context.axis_name)
+    value = jax.lax.stop_gradient(value)
+    least, best, best_loss = _bracket(context, value, needed)
     seen = best_loss < value - 8 * eps * jnp.abs(value)
     # Coarse rounding may hide a decrease: the smallest rate is then better than a standstill.
     start = jnp.where(seen, _FIRST_FRACTION * best, least if arithmetic.is_coarse else 0)
@@ -259,9 +251,7 @@ def first_rate(context: Context, given: jax.Array, needed: jax.Array) -> tuple[j
     return jnp.where(kept, given, start), jnp.where(kept, 0, start)
 
 
-def _bracket(
-    context: Context, value: jax.Array, loss_at: Callable[[jax.Array], jax.Array], needed: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _bracket(context: Context, value: jax.Array, needed: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Rates that double, along the first step: the smallest of them, the one of the lowest loss, and that loss.
 
     From a step of 1e-5 relative to the parameters to one of their own size (parameters near zero count as 0.1 per
@@ -269,7 +259,7 @@ def _bracket(
     At most 18 forward passes, one after the other. All 0 where the step is, where the loss at its start is
     not finite, or where none is needed.
     """
-    params, updates = context.params, context.updates
+    loss, params, updates = context.loss, context.params, context.updates
     size = sum(
         jnp.size(leaf) * _axes.num_shards(leaf, context.axis_name)
         for leaf in jax.tree.leaves(params)
@@ -284,7 +274,9 @@ def _bracket(
     def doubled(carry):
         k, best, best_loss, _ = carry
         rate = jnp.ldexp(first, k)
-        here = loss_at(rate)
+        here = loss(_loss.step_along(params, updates, rate)).astype(value.dtype)
+        here = jax.lax.stop_gradient(_axes.mean(here, context.axis_name))
+        _axes.require_agreement((here, value, rate), context.step_size, context.axis_name)
         lower = here < best_loss
         return k + 1, jnp.where(lower, rate, best), jnp.where(lower, here, best_loss), jnp.isfinite(here)
 
