@@ -169,7 +169,7 @@ def _gen(workload, total_steps, base=None, batch="own", probe=None, **options):
     )
 
 
-_CONSTANTS = ("first_fraction", "first_kappa", "first_sigma", "kappa", "memory", "num_first_probes")
+_CONSTANTS = ("blind_ascent", "first_fraction", "first_kappa", "first_sigma", "kappa", "memory", "num_first_probes")
 
 
 def _with_constants(inner, constants):
@@ -314,7 +314,7 @@ FAMILIES: dict[str, Callable[..., Method]] = {
     "gen": _averaged(_gen),
     "gen_horizon": _gen_with(num_steps="auto"),
     "gen_paper": _gen_with(**_PAPER),
-    "gen_paper_horizon": _gen_with(**_PAPER, num_steps="auto"),
+    "gen_paper_horizon": _gen_with(**_PAPER, num_steps="auto", decay="linear"),
     "cdat": _gen_with(**_CDAT),
     "lqa": _gen_with(**_LQA),
     "prodigy": _peer(lambda s, wd, **k: optax.contrib.prodigy(s, weight_decay=wd, **k), "estim_lr"),

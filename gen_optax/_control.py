@@ -7,18 +7,17 @@ was probed:
 * along the step to come, on its own batch, `h = eta` and the target is `sigma b / A`, the paper's rule for `sigma = 1`;
 * on a batch independent of the step, `h` is the step as applied, decay included. At its noise floor training under h
   no longer changes the expected loss: `b h = A h^2 / 2`, hence `rho = 1/2` although nothing is wrong. With `sigma = 2`
-  the rule stands still exactly there: it seeks the largest rate that still makes progress. The greedy rule would
-  halve the rate, again and again. Far from the floor the batches agree, and `2 b / A` is the edge where a step gains
+  the rule would stand still exactly there, at the largest rate that still makes progress; the greedy rule would
+  halve the rate, again and again. `sigma = 1.6` lies between: the rate sinks, slowly, while training makes no progress.
+  Far from the floor the batches agree, and `2 b / A` is the edge where a step gains
   nothing; so the target never lies beyond half way between the minimiser on the step's own batch and that edge:
   `min(kappa b_own, sigma b) / A` with `kappa = 1.5`. (With 1 the rate falls behind: under a greedy rate the curvature
   goes on to grow, Roulet et al., arXiv 2407.06183.)
 
 While a rate is being found, `kappa` is 1 and `sigma` at most 1.1. Break-even is a state of balance, which the first
 steps are far from: there it overshoots, and stays, since balance is found at any rate within reach. It only climbs from
-where it started: below, on a landscape that is rough in the small, probes read the roughness and their rates sink.
-
-A rate that stands still at its noise floor needs something else to anneal it. With a horizon that is the decay. Without
-one, `sigma` lies between greedy and break-even, so that the rate sinks slowly while training makes no progress.
+where it started: below, on a landscape that is rough in the small, probes read the roughness and their rates sink. And
+an ascent with hardly any curvature, `-b > 8 A h`, does not count: that batch disagrees with the direction, at any rate.
 """
 
 import enum
@@ -31,9 +30,10 @@ from gen_optax import _arithmetic, _axes, _fit, _loss
 from gen_optax._probe import Context, Measurement
 
 _MIN_R_SQUARED = 0.99  # Algorithm 1
-_BREAK_EVEN, _ANNEALING = 2.0, 1.6  # sigma on an independent batch, with a horizon and without one
+_SIGMA = 1.6  # on an independent batch
 _FIRST_SIGMA = 1.1  # at most, while a rate is being found
 _FIRST_KAPPA, _KAPPA = 1.0, 1.5
+_BLIND_ASCENT = 8.0  # an ascent of more than this times A h says nothing of a rate that is being found
 # The first rate is this part of what the first step alone would bear: momentum is still to come, and curvature falls
 # from its height at the start. The climb from there costs a few dozen steps, an overshoot may cost the run.
 _FIRST_FRACTION = 0.02
@@ -168,7 +168,8 @@ def advance(
         at_least = aim / jnp.maximum(measured.noise, jnp.finfo(aim.dtype).tiny)
         ratio, moves = jnp.where(hidden, jnp.clip(at_least, 1, limit), ratio), moves | hidden
     if independent:
-        ascent = status == ProbeStatus.ASCENT
+        blind = first & ~overshot & (-slope > _BLIND_ASCENT * jnp.abs(curvature))
+        ascent = (status == ProbeStatus.ASCENT) & ~blind
         ratio, moves = jnp.where(ascent, 1 / limit, ratio), moves | ascent
 
     if rule.smooth == "log":
@@ -186,11 +187,9 @@ def advance(
     return bound(rule, moved), averages
 
 
-def sigma_for(independent: bool, horizon: bool) -> float:
+def sigma_for(independent: bool) -> float:
     """The default sigma: see the module."""
-    if not independent:
-        return 1.0
-    return _BREAK_EVEN if horizon else _ANNEALING
+    return _SIGMA if independent else 1.0
 
 
 def finding(rule: Rule, first_learning_rate: jax.Array, learning_rate: jax.Array, num_probes: jax.Array) -> jax.Array:

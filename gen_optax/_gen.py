@@ -180,7 +180,7 @@ def scale_by_gen(
         smoothing,
         smooth,
         max_change,
-        _control.sigma_for(probe.independent, num_steps is not None or decay is not None) if sigma is None else sigma,
+        _control.sigma_for(probe.independent) if sigma is None else sigma,
         every,
         min_learning_rate,
         max_learning_rate,
@@ -392,7 +392,7 @@ def _decay(num_steps: Any, decay: optax.Schedule | None, count: jax.Array, dtype
         return jnp.asarray(decay(count), dtype)
     if num_steps is None:
         return jnp.ones((), dtype)
-    return jnp.maximum(0, 1 - count.astype(dtype) / num_steps).astype(dtype)
+    return jnp.clip(2 * (1 - count.astype(dtype) / num_steps), 0, 1).astype(dtype)
 
 
 def _check(**settings: Any) -> None:
