@@ -115,7 +115,7 @@ def _given_obj_fn(inner: optax.GradientTransformationExtraArgs) -> optax.Gradien
 def schedule(name: str, peak: float, num_steps: int) -> optax.Schedule:
     """`constant`; `linear` or `cosine` to zero; `warmup_cosine`: cosine after a warm-up over 5 % of the steps.
 
-    `held`: constant for half of the steps, then linear to zero. `inverse_sqrt` knows no end: 1 / sqrt(1 + t / 100).
+    `inverse_sqrt` knows no end: 1 / sqrt(1 + t / 100).
     """
     if name == "constant":
         return optax.constant_schedule(peak)
@@ -123,13 +123,11 @@ def schedule(name: str, peak: float, num_steps: int) -> optax.Schedule:
         return lambda step: peak / jnp.sqrt(1 + step / 100)
     if name == "linear":
         return optax.linear_schedule(peak, 0.0, num_steps)
-    if name == "held":
-        return lambda step: peak * jnp.clip(2 * (1 - step / num_steps), 0, 1)
     if name == "cosine":
         return optax.cosine_decay_schedule(peak, num_steps)
     if name == "warmup_cosine":
         return optax.warmup_cosine_decay_schedule(0.0, peak, max(1, num_steps // 20), num_steps)
-    raise ValueError(f"Unknown schedule {name!r}: constant, inverse_sqrt, linear, held, cosine or warmup_cosine.")
+    raise ValueError(f"Unknown schedule {name!r}: constant, inverse_sqrt, linear, cosine or warmup_cosine.")
 
 
 SCHEDULES = ("constant", "linear", "warmup_cosine")

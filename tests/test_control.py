@@ -151,6 +151,24 @@ def test_a_search_does_not_fall_below_its_start(rate, num_probes, end_value, low
 
 
 @pytest.mark.parametrize(
+    ("slope", "num_probes", "end_value", "factor"),
+    [
+        (-17.0, 10, 1.0, 1.0),  # hardly any curvature: this batch would have lost by any step
+        (-15.0, 10, 1.0, 0.5),
+        (-17.0, 100, 1.0, 0.5),  # the search is over
+        (-17.0, 10, 2.1, 0.5),  # an overshot beyond doubt
+    ],
+)
+@pytest.mark.parametrize("curvature", [2.0, -2.0])
+def test_a_blind_ascent_does_not_stop_the_search(slope, curvature, num_probes, end_value, factor):
+    settings = {"searches": True, "independent": True, "max_change": 2.0, "smooth": "log"}
+    measured = measurement(slope, curvature, end_value=end_value, own_slope=-2.0)
+    found, _, status = next_rate(measured, rate=0.1, first_rate=0.001, num_probes=num_probes, **settings)
+    assert status == ProbeStatus.ASCENT
+    np.testing.assert_allclose(found, 0.1 * factor, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
     ("end_value", "own_slope", "looks_back", "falls"),
     [
         (2.1, 0.9, True, True),  # both batches lose by the step
@@ -311,6 +329,11 @@ def test_bounds(smooth):
     assert next_rate(measurement(1.0, 1.0), 3.0, **bounds)[0] == np.float32(0.2)
 
 
+def decay_over(t, horizon):
+    """1 for the first half of the horizon, then linear to 0."""
+    return min(1.0, max(0.0, 2 * (1 - t / horizon)))
+
+
 def numpy_algorithm_1(params, x, y, steps, rate, every, gamma, momentum, horizon=None):
     """Algorithm 1 in float64: the rates after each step. Decay outside the smoothing."""
     w, velocity, rates = params, [np.zeros_like(p) for p in params], []
@@ -326,7 +349,7 @@ def numpy_algorithm_1(params, x, y, steps, rate, every, gamma, momentum, horizon
             if curvature > 0 and slope > 0:
                 rate = gamma * rate + (1 - gamma) * rate / 2 * (minus - plus) / curvature
         rates.append(rate)
-        scale = 1.0 if horizon is None else max(0.0, 1 - t / horizon)
+        scale = 1.0 if horizon is None else decay_over(t, horizon)
         w = [p - scale * rate * v for p, v in zip(w, velocity, strict=True)]
     return np.array(rates), w
 
@@ -401,8 +424,8 @@ def test_exact_line_search_steepest_descent():
 
 @pytest.mark.parametrize("decay", [None, optax.cosine_decay_schedule(1.0, 10), lambda count: 0.5])
 def test_the_decay_stays_outside_the_smoothing(decay):
-    """Updates of 1, a rate that no probe moves: what is applied is eta s(t), from 1 to 0, and 0 ever after."""
-    schedule = (lambda t: max(0.0, 1 - t / 10)) if decay is None else decay
+    """Updates of 1, a rate that no probe moves: what is applied is eta s(t), 1 to the middle, then to 0, and 0 ever after."""
+    schedule = (lambda t: decay_over(t, 10)) if decay is None else decay
     tx = gen_optax.scale_by_gen(0.5, gen_optax.exact(), num_steps=10, decay=decay)
     state = tx.init(jnp.zeros(()))
     update = jax.jit(lambda s: tx.update(jnp.ones(()), s, jnp.zeros(()), value_fn=lambda w: 0 * w))
