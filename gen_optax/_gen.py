@@ -86,8 +86,8 @@ def scale_by_gen(
     On the batch that the step was computed from, `b` flatters the step. The default probe therefore judges the previous
     step `h u`, as it was applied, on the present batch, and puts
     :math:`\eta_{t-1} \min(\kappa b_{own}, \sigma b) / (A h)` for :math:`\sigma\eta^*`, :math:`\kappa = 1.5`. With
-    :math:`\sigma = 2` that rests where steps stop making progress on a fresh batch, :math:`b h = A h^2 / 2`; a fresh
-    batch that the step made worse lowers the rate as far as `max_change` allows.
+    :math:`\sigma = 2` that rests where steps stop making progress on a fresh batch, :math:`b h = A h^2 / 2`; with the
+    default of 1.6 the rate sinks slowly there; a fresh batch that the step made worse lowers the rate as far as `max_change` allows.
 
     Put it last in a chain, after a base optimizer of learning rate 1: the direction that is probed is then the one that
     is applied. Algorithm 1 of the paper, to the letter, is `scale_by_gen(init_learning_rate=1e-3,
@@ -112,9 +112,10 @@ def scale_by_gen(
         :math:`\eta_0` is taken as it is.
         After a step that overshot beyond doubt it may lie at a tenth.
       sigma: factor on `b / A`. 1 is the greedy minimiser, 2 the break-even point and the edge of stability. None: 1 on
-        the step's own batch; on an independent one 2, or 1.6 without a horizon, where nothing else lowers the rate.
-      num_steps: the horizon `T`: :math:`s(t) = \max(0, 1 - t / T)`. None: no decay.
-      decay: a schedule to take the place of the linear `s`, for example `optax.cosine_decay_schedule(1.0, T)`.
+        the step's own batch, 1.6 on an independent one: the rate sinks slowly while training makes no progress.
+      num_steps: the horizon `T`: :math:`s(t) = \min(1, \max(0, 2 - 2 t / T))`, which is 1 for half of it and then falls
+        to 0. None: no decay.
+      decay: a schedule to take the place of `s`, for example `optax.cosine_decay_schedule(1.0, T)`.
       min_learning_rate: lower bound of the learning rate before the decay.
       max_learning_rate: upper bound, likewise.
       axis_name: name (or names) of the `shard_map` or `pmap` axes over which the batch is split; losses and slopes are
