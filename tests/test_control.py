@@ -424,7 +424,7 @@ def test_exact_line_search_steepest_descent():
 
 @pytest.mark.parametrize("decay", [None, optax.cosine_decay_schedule(1.0, 10), lambda count: 0.5])
 def test_the_decay_stays_outside_the_smoothing(decay):
-    """Updates of 1, a rate that no probe moves: what is applied is eta s(t), 1 to the middle, then to 0, and 0 ever after."""
+    """Updates of 1, a rate that no probe moves: what is applied is eta s(t), held, then falling to 0 for good."""
     schedule = (lambda t: decay_over(t, 10)) if decay is None else decay
     tx = gen_optax.scale_by_gen(0.5, gen_optax.exact(), num_steps=10, decay=decay)
     state = tx.init(jnp.zeros(()))

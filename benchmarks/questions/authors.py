@@ -77,7 +77,7 @@ CASES = {
         "clamped and decayed target lies below the present rate whatever the fit says. Ours decays the step outside of "
         "the average; compared are the rates as applied.",
         horizon=True,
-        ours=(("num_steps", _STEPS),),
+        ours=(("decay", optax.linear_schedule(1.0, 0.0, _STEPS)),),
     ),
 }
 
