@@ -119,7 +119,7 @@ def train(
     loss_scale: float = 1.0,
     nudge: float = 0.0,
 ) -> Trace:
-    """Training runs from a cold start with a linear decay; `nudge`: relative change of the first weights."""
+    """Training runs from a cold start with the default decay; `nudge`: relative change of the first weights."""
     tx = gen_optax.gen(base(), probe=probe, num_steps=NUM_STEPS)
 
     def step(carry, indices):
