@@ -75,7 +75,9 @@ def test_a_run_is_lost_under_stress(study, monkeypatch):
         key = {"workload": "toy", "method": "gen", "seed": seed, "batch_size": 8}
         final = {"validation": {"accuracy": value}}
         study.results.put({"key": key, "diverged": False, "final": final, "workload": {"metric": "accuracy"}})
-    assert "| default: `gen` | 0.88 | 0.693 | 0.3 | 1 of 3 |" in defaults._under_stress(study.results)
+    row = "| default: `gen` | 0.88 | 0.693 | 0.3 | 1 of 3 |"
+    assert row in defaults._under_stress(study.results, 8)
+    assert row not in defaults._under_stress(study.results, 4)
 
 
 def test_every_variant_can_be_built():
