@@ -69,8 +69,9 @@ def report(results: store.Store) -> str | None:
         statuses.append([workload, method, total, *(counts[name] / total for name in _STATUSES)])
     header = ["workload", "method", "phase", "error, own batch", "error, held-out batch", "lowers the loss, own"]
     header += ["lowers the loss, held-out", "A < 0, own", "seeds"]
+    drawn = [(workload, group) for (workload, method), group in sorted(groups.items()) if method == METHODS[0]]
     parts = [
-        f"![breakdown]({_draw(results, groups)})",
+        *([f"![breakdown]({_draw(results, drawn)})"] if drawn else []),
         "The error is the median of |real - predicted| / |predicted|; the last three columns are shares of the steps.",
         pages.table(header, lines),
         "## What became of the probes, as shares",
@@ -164,9 +165,8 @@ def _share_of_negative_curvature(seen):
     return float(np.mean(seen["curvature"] < 0)) if len(seen["value"]) else None
 
 
-def _draw(results, groups):
-    """Real against predicted decrease of every step looked at with the first method."""
-    shown = [(workload, group) for (workload, method), group in sorted(groups.items()) if method == METHODS[0]]
+def _draw(results, shown):
+    """Real against predicted decrease of every step looked at, by workload."""
     path = results.root / "breakdown.png"
     columns = min(3, len(shown))
     with pages.picture(path, columns, -(-len(shown) // columns)) as axes:
