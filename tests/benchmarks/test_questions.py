@@ -135,12 +135,14 @@ def test_breakdown_on_a_parabola(study):
     assert breakdown._error(breakdown._part(row, 2)["own"]) < 0.05
     assert sum(row["statuses"].values()) >= 11
     text = breakdown.report(study.results)
-    assert "| toy | gen_horizon | early |" in text and "breakdown.png" in text
+    assert "| toy | gen_horizon | early |" in text
+    assert "breakdown.png" in text
     # What is drawn is the first method: without its rows there is a table and no picture.
     rest = [{**row, "key": {**row["key"], "method": "gen_paper_horizon"}}]
     study.results.set_note("breakdown", lambda _: rest)
     text = breakdown.report(study.results)
-    assert "| toy | gen_paper_horizon | early |" in text and "breakdown.png" not in text
+    assert "| toy | gen_paper_horizon | early |" in text
+    assert "breakdown.png" not in text
 
 
 def test_robustness(study, monkeypatch):
