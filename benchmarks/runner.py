@@ -37,7 +37,7 @@ def is_reported(seed: int) -> bool:
 
 
 _CHUNKS, _MAX_CHUNK = 20, 50  # of steps between two looks of the host; at most so many batches are held in memory
-_CURVE_POINTS = 100
+_CURVE_POINTS, _SHORT_CURVE_POINTS = 100, 10  # of reported runs, which are drawn and searched, and of the many others
 _ABOUT = ("base", "weight_decay", "num_steps", "batch_size", "metric", "higher_is_better")  # for the reports
 _DIVERGED_FACTOR = 2.0  # a training loss that ends above this many times its start has not trained
 
@@ -141,7 +141,7 @@ def train(key: dict[str, Any], workload: Workload, progress: Progress | None = N
         "seconds_per_step": float(np.median(seconds)),
         "compile_seconds": compile_seconds,
         "probes": _probe_summary(curves),
-        "curves": _thin(curves),
+        "curves": _thin(curves, _CURVE_POINTS if is_reported(seed) else _SHORT_CURVE_POINTS),
     }
 
 
@@ -273,10 +273,10 @@ def _diverged(losses: np.ndarray, final: dict[str, Any], stopped: bool) -> bool:
     return bool(stopped or not np.all(np.isfinite(numbers)) or final["train_loss"] > _DIVERGED_FACTOR * abs(losses[0]))
 
 
-def _thin(curves: dict[str, np.ndarray]) -> dict[str, Sequence[float]]:
+def _thin(curves: dict[str, np.ndarray], num_points: int) -> dict[str, Sequence[float]]:
     """Loss averaged over windows and the learning rate at their ends."""
     n = len(curves["loss"])
-    ends = np.unique(np.linspace(0, n, min(n, _CURVE_POINTS) + 1).round().astype(int))
+    ends = np.unique(np.linspace(0, n, min(n, num_points) + 1).round().astype(int))
     windows = list(itertools.pairwise(ends))
     return {
         "step": [int(end) for _, end in windows],

@@ -146,8 +146,9 @@ def test_precision():
         runner.in_precision(workload, "float8")
 
 
-def test_curves_are_means_over_windows():
+@pytest.mark.parametrize(("seed", "num_points"), [(1, 100), (101, 10)])
+def test_curves_are_means_over_windows(seed, num_points):
     workload = toy()
-    cell = runner.train(runner.cell_key(workload, "baseline:learning_rate=0.01", 1, num_steps=250), workload)
-    assert len(cell["curves"]["step"]) == 100
+    cell = runner.train(runner.cell_key(workload, "baseline:learning_rate=0.01", seed, num_steps=250), workload)
+    assert len(cell["curves"]["step"]) == num_points
     assert cell["curves"]["step"][-1] == 250
