@@ -167,7 +167,16 @@ def _gen(workload, total_steps, base=None, batch="own", probe=None, **options):
     )
 
 
-_CONSTANTS = ("blind_ascent", "first_fraction", "first_kappa", "first_sigma", "kappa", "memory", "num_first_probes")
+_CONSTANTS = (
+    "blind_ascent",
+    "first_fraction",
+    "first_kappa",
+    "first_sigma",
+    "kappa",
+    "memory",
+    "num_first_probes",
+    "setback",
+)
 
 
 def _with_constants(inner, constants):

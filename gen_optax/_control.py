@@ -18,6 +18,9 @@ While a rate is being found, `kappa` is 1 and `sigma` at most 1.1. Break-even is
 steps are far from: there it overshoots, and stays, since balance is found at any rate within reach. It only climbs from
 where it started: below, on a landscape that is rough in the small, probes read the roughness and their rates sink. And
 an ascent with hardly any curvature, `-b > 8 A h`, does not count: that batch disagrees with the direction, at any rate.
+
+Balance is found at any rate, so a probe cannot tell that the rate which it keeps is too high for the noise of tiny batches.
+The loss can: `losses` follows its average, and where that loses what it had gained the rate falls.
 """
 
 import enum
@@ -52,6 +55,11 @@ _OVERSHOT_GROWTH, _ALARMING_GROWTH = 2.0, 3.0
 # try costs a probe, and a rate that is too low is found and raised again. And how far it may fall where the step is
 # known to have overshot: beyond the edge of stability each further step multiplies the loss.
 _OVERSHOOT_FACTOR = 0.1
+# A setback: the average of the loss stands above the lowest it has been by this part of what it had gained until then,
+# and by this many of its standard errors. The second alone would mind the ripple of a full batch, the first noise. One
+# outlier, however large, amounts to sqrt((2 - weight) / (1 - weight)) of them, with _MAX_WEIGHT 1.53.
+_SETBACK, _SETBACK_ERRORS = 0.25, 1.6
+_MIN_SETBACK_PROBES = 10
 
 
 class ProbeStatus(enum.IntEnum):
@@ -94,6 +102,15 @@ class Averages(NamedTuple):
 
     slope: jax.Array
     curvature: jax.Array
+
+
+class Losses(NamedTuple):
+    """The loss where probed steps start, on batches that these have not seen. All infinite before the first."""
+
+    first: jax.Array
+    average: jax.Array
+    deviation: jax.Array  # standard, of single losses about it; no square, which might overflow, is kept
+    lowest: jax.Array  # that the average was, since the last setback
 
 
 def judge(measured: Measurement, step_is_finite: jax.Array) -> jax.Array:
@@ -185,6 +202,39 @@ def advance(
     moved = jnp.where(status == ProbeStatus.OVERSHOOT, _OVERSHOOT_FACTOR * learning_rate, moved)
     moved = jnp.where(learning_rate > 0, jnp.maximum(moved, jnp.finfo(moved.dtype).tiny), 0)
     return bound(rule, moved), averages
+
+
+def watch(
+    rule: Rule,
+    losses: Losses,
+    learning_rate: jax.Array,
+    first_learning_rate: jax.Array,
+    num_probes: jax.Array,
+    measured: Measurement,
+    looks_back: bool,
+) -> tuple[jax.Array, Losses]:
+    """The learning rate, lower by the clamp after a setback that no search explains; and the losses with this one."""
+    counts = jnp.isfinite(measured.value)
+    if looks_back:  # a probe that an alarm made due is there because its batch is a bad one
+        counts &= ~jnp.isposinf(measured.own_slope)
+    loss = jnp.where(counts, measured.value, 0)
+    known, start = jnp.isfinite(losses.average), Losses(loss, loss, jnp.zeros_like(loss), loss)
+    first, average, deviation, lowest = jax.tree.map(lambda old, new: jnp.where(known, old, new), losses, start)
+
+    weight = _weight(rule, first_learning_rate > 0, num_probes, loss.dtype)
+    weight = jnp.maximum(weight, 1 / (num_probes.astype(loss.dtype) + 1))
+    error = loss - average
+    average += weight * error
+    deviation = jnp.sqrt(1 - weight) * jnp.hypot(deviation, jnp.sqrt(weight) * error)
+    lowest = jnp.minimum(lowest, average)
+    rise, standard_error = average - lowest, deviation * jnp.sqrt(weight / (2 - weight))
+    setback = (rise > _SETBACK * jnp.abs(first - lowest)) & (rise > _SETBACK_ERRORS * standard_error)
+    setback &= counts & (num_probes >= _MIN_SETBACK_PROBES)
+    setback &= ~finding(rule, first_learning_rate, learning_rate, num_probes)
+    limit = 2.0 if rule.max_change is None else rule.max_change
+    learning_rate = bound(rule, jnp.where(setback, learning_rate / limit, learning_rate))
+    seen = Losses(first, average, deviation, jnp.where(setback, average, lowest))
+    return learning_rate, jax.tree.map(lambda new, old: jnp.where(counts, new, old), seen, losses)
 
 
 def sigma_for(independent: bool) -> float:

@@ -47,6 +47,7 @@ class GenState(NamedTuple):
     applied_learning_rate: jax.Array  # what the last updates were multiplied by: eta * s(t)
     first_learning_rate: jax.Array  # where a search for the rate began, which does not fall below; else 0
     averages: Any  # (slope, curvature), moving averages; () unless smooth="coefficients"
+    losses: Any  # what its average has been, to know a setback by; () where no rate is ever searched for
     memory: Any  # () or, for a probe that looks back, (params, slope): where the last step started, b h on its batch
     info: GenInfo
 
@@ -200,6 +201,7 @@ def scale_by_gen(
             applied_learning_rate=zero(),
             first_learning_rate=zero(),
             averages=_control.Averages(zero(), zero()) if smooth == "coefficients" else (),
+            losses=_control.Losses(*(jnp.full((), jnp.inf, dtype) for _ in range(4))) if rule.searches else (),
             memory=jax.tree.map(jnp.copy, probe.init(params)),
             info=GenInfo(zero(), zero(), zero(), zero(), zero(), none(), jnp.zeros((), jnp.bool_), none(), none()),
         )
@@ -365,6 +367,10 @@ def _renew(
         probe.independent,
         probe.looks_back,
     )
+    losses = state.losses
+    if rule.searches:
+        known = state.first_learning_rate, state.info.num_probes
+        learning_rate, losses = _control.watch(rule, losses, learning_rate, *known, measured, probe.looks_back)
     unit = _fit.nonzero(step_size)
     info = GenInfo(
         value=measured.value,
@@ -377,7 +383,7 @@ def _renew(
         num_probes=optax.safe_increment(state.info.num_probes),
         num_accepted=state.info.num_accepted + accepted.astype(jnp.int32),
     )
-    return state._replace(learning_rate=learning_rate, averages=averages, info=info)
+    return state._replace(learning_rate=learning_rate, averages=averages, losses=losses, info=info)
 
 
 def _taken_back(unsafe: jax.Array, step: optax.Updates, updates: optax.Updates) -> optax.Updates:

@@ -507,3 +507,93 @@ def test_cold_start_survives_a_cliff():
     tx = gen_optax.scale_by_gen(probe=gen_optax.exact())
     _, state = jax.jit(lambda w: tx.update(-2 * w, tx.init(w), w, value_fn=value_fn))(w)
     assert 0 < state.learning_rate < 0.05
+
+
+def watched(losses, rate=0.1, every=8, **settings):
+    """The rates after probes that saw these losses, one after the other."""
+    rule = _control.Rule(0.95, "log", 2.0, 1.6, every, None, None, searches=True)._replace(**settings)
+    seen, rates = _control.Losses(*[jnp.float32(jnp.inf)] * 4), []
+    watch = jax.jit(functools.partial(_control.watch, rule), static_argnames="looks_back")
+    for n, loss in enumerate(losses):
+        known = jnp.float32(rate), jnp.float32(0.01), jnp.int32(n), measurement(1.0, 2.0, value=loss, own_slope=1.0)
+        rate, seen = watch(seen, *known, looks_back=True)
+        rates.append(float(rate))
+    return rates
+
+
+def noisy(level, seed=0, spread=0.1):
+    return level + spread * np.random.default_rng(seed).standard_normal(np.shape(level))
+
+
+FALLING = 0.3 + 2 * np.exp(-np.arange(300) / 60)
+LOST = np.concatenate([2.3 - np.arange(80) / 80, np.full(60, 2.0)])  # falls to 1.3 and comes back to 2
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e30, 1e-30])
+@pytest.mark.parametrize("offset", [0.0, -50.0])
+def test_a_loss_that_loses_what_it_had_gained_lowers_the_rate(unit, offset):
+    rates = watched(unit * (noisy(LOST) + offset))
+    assert rates[79] == np.float32(0.1)
+    assert sorted(set(rates), reverse=True) == [np.float32(0.1 / 2**n) for n in range(4)]  # it goes on to rise
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_loss_that_falls_leaves_the_rate(seed):
+    assert watched(noisy(FALLING, seed))[-1] == np.float32(0.1)
+
+
+@hypothesis.given(st.integers(20, 200), st.floats(0, 30))
+@hypothesis.settings(deadline=None, max_examples=20)
+def test_one_outlier_of_any_size_leaves_the_rate(place, log_size):
+    losses = FALLING.copy()
+    losses[place] += 10**log_size
+    assert watched(losses[: place + 1])[-1] == np.float32(0.1)
+
+
+def test_a_ripple_leaves_the_rate():
+    assert watched(FALLING + 0.02 * np.sin(np.arange(300)))[-1] == np.float32(0.1)
+
+
+def test_setbacks_do_not_count_while_a_rate_is_searched_for():
+    assert watched(LOST[-100:-50])[-1] == np.float32(0.1)
+    assert watched(LOST[-100:])[-1] < np.float32(0.1)
+
+
+@pytest.mark.parametrize(("loss", "own_slope"), [(np.nan, 1.0), (np.inf, 1.0), (9.0, np.inf)])
+def test_losses_that_are_not_finite_or_of_a_bad_batch_do_not_count(loss, own_slope):
+    rule = _control.Rule(0.95, "log", 2.0, 1.6, 8, None, None, searches=True)
+    seen = _control.Losses(*map(jnp.float32, (2.0, 1.0, 0.01, 1.0)))
+    measured = measurement(1.0, 2.0, value=loss, own_slope=own_slope)
+    rate, after = _control.watch(
+        rule, seen, jnp.float32(0.1), jnp.float32(0.01), jnp.int32(100), measured, looks_back=True
+    )
+    assert rate == np.float32(0.1)
+    assert after == seen
+
+
+def test_a_setback_in_training_lowers_the_rate_once_and_training_goes_on():
+    """The loss of every batch jumps by a constant: nothing else that is measured changes."""
+    problem = random_quadratic(0, condition=10.0)
+
+    def rates(jump):
+        tx = gen_optax.gen(optax.sgd(1.0))
+        w = jnp.asarray(problem.centre, jnp.float32) + 1.0
+
+        def step(carry, t):
+            w, state = carry
+            here = jnp.where(t < 200, 0.0, jump)
+            value_fn = lambda w: problem.value_fn(w) + here  # noqa: E731
+            value, grads = jax.value_and_grad(value_fn)(w)
+            updates, state = tx.update(grads, state, w, value=value, value_fn=value_fn)
+            return (optax.apply_updates(w, updates), state), gen_optax.metrics(state)["learning_rate"]
+
+        return np.asarray(jax.lax.scan(step, (w, tx.init(w)), jnp.arange(400))[1])
+
+    calm, upset = rates(0.0), rates(10.0)
+    np.testing.assert_array_equal(calm[:200], upset[:200])
+    assert 0.4 * calm[200:].min() < upset[200:].min() < 0.7 * calm[200:].min()
+
+
+def test_algorithm_1_knows_no_setback():
+    state = gen_optax.scale_by_gen(init_learning_rate=1e-3, max_change=None).init(jnp.zeros(3))
+    assert gen_state(state).losses == ()
