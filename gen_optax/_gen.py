@@ -89,7 +89,7 @@ def scale_by_gen(
     :math:`\eta_{t-1} \min(\kappa b_{own}, \sigma b) / (A h)` for :math:`\sigma\eta^*`, :math:`\kappa = 1.5`. With
     :math:`\sigma = 2` that rests where steps stop making progress on a fresh batch, :math:`b h = A h^2 / 2`; with the
     default of 1.6 the rate sinks slowly there; a fresh batch that the step made worse lowers the rate as far as
-    `max_change` allows.
+    `max_change` allows. So does, once a rate is found, an average loss that has lost a quarter of what it had gained.
 
     Put it last in a chain, after a base optimizer of learning rate 1: the direction that is probed is then the one that
     is applied. Algorithm 1 of the paper, to the letter, is `scale_by_gen(init_learning_rate=1e-3,
