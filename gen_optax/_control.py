@@ -19,8 +19,8 @@ steps are far from: there it overshoots, and stays, since balance is found at an
 where it started: below, on a landscape that is rough in the small, probes read the roughness and their rates sink. And
 an ascent with hardly any curvature, `-b > 8 A h`, does not count: that batch disagrees with the direction, at any rate.
 
-Balance is found at any rate, so a probe cannot tell that the rate which it keeps is too high for the noise of tiny batches.
-The loss can: `losses` follows its average, and where that loses what it had gained the rate falls.
+Balance is found at any rate, so a probe cannot tell that the rate which it keeps is too high for the noise of tiny
+batches. The loss can: `Losses` follows its average, and where that loses what it had gained the rate falls.
 """
 
 import enum
