@@ -167,7 +167,7 @@ def advance(
             *(jnp.where(accepted, gamma * m + (1 - gamma) * x, m) for m, x in zip(averages, new, strict=True))
         )
         slope, curvature = averages.slope * unit, averages.curvature * unit * unit
-    limit = 2.0 if rule.max_change is None else rule.max_change
+    limit = _limit(rule)
     first = finding(rule, first_learning_rate, learning_rate, num_probes)
     kappa = jnp.where(first, _FIRST_KAPPA, _KAPPA)
     sigma = jnp.where(first, jnp.minimum(_FIRST_SIGMA, rule.sigma), rule.sigma)
@@ -231,8 +231,7 @@ def watch(
     setback = (rise > _SETBACK * jnp.abs(first - lowest)) & (rise > _SETBACK_ERRORS * standard_error)
     setback &= counts & (num_probes >= _MIN_SETBACK_PROBES)
     setback &= ~finding(rule, first_learning_rate, learning_rate, num_probes)
-    limit = 2.0 if rule.max_change is None else rule.max_change
-    learning_rate = bound(rule, jnp.where(setback, learning_rate / limit, learning_rate))
+    learning_rate = bound(rule, jnp.where(setback, learning_rate / _limit(rule), learning_rate))
     seen = Losses(first, average, deviation, jnp.where(setback, average, lowest))
     return learning_rate, jax.tree.map(lambda new, old: jnp.where(counts, new, old), seen, losses)
 
@@ -252,6 +251,11 @@ def finding(rule: Rule, first_learning_rate: jax.Array, learning_rate: jax.Array
 def alarming(value: jax.Array, last_value: jax.Array, num_probes: jax.Array) -> jax.Array:
     """Whether a loss leaves no time to wait for the next probe: it is not finite, or far above that of the last one."""
     return ~jnp.isfinite(value) | ((num_probes > 0) & ~(value <= _ALARMING_GROWTH * jnp.abs(last_value)))
+
+
+def _limit(rule: Rule) -> Any:
+    """The clamp, or what takes its place where there is none: how far a rate falls at most that has to fall."""
+    return 2.0 if rule.max_change is None else rule.max_change
 
 
 def _weight(rule: Rule, searched: jax.Array, num_probes: jax.Array, dtype: Any) -> jax.Array:

@@ -509,14 +509,18 @@ def test_cold_start_survives_a_cliff():
     assert 0 < state.learning_rate < 0.05
 
 
-def watched(losses, rate=0.1, every=8, **settings):
+@jax.jit
+def watch(losses, rate, num_probes, measured):
+    """By the default rule, while or after a search from 0.01."""
+    rule = _control.Rule(0.95, "log", 2.0, 1.6, 8, None, None, searches=True)
+    return _control.watch(rule, losses, jnp.float32(rate), jnp.float32(0.01), num_probes, measured, looks_back=True)
+
+
+def watched(losses):
     """The rates after probes that saw these losses, one after the other."""
-    rule = _control.Rule(0.95, "log", 2.0, 1.6, every, None, None, searches=True)._replace(**settings)
-    seen, rates = _control.Losses(*[jnp.float32(jnp.inf)] * 4), []
-    watch = jax.jit(functools.partial(_control.watch, rule), static_argnames="looks_back")
+    rate, seen, rates = 0.1, _control.Losses(*[jnp.float32(jnp.inf)] * 4), []
     for n, loss in enumerate(losses):
-        known = jnp.float32(rate), jnp.float32(0.01), jnp.int32(n), measurement(1.0, 2.0, value=loss, own_slope=1.0)
-        rate, seen = watch(seen, *known, looks_back=True)
+        rate, seen = watch(seen, rate, n, measurement(1.0, 2.0, value=loss, own_slope=1.0))
         rates.append(float(rate))
     return rates
 
@@ -561,12 +565,8 @@ def test_setbacks_do_not_count_while_a_rate_is_searched_for():
 
 @pytest.mark.parametrize(("loss", "own_slope"), [(np.nan, 1.0), (np.inf, 1.0), (9.0, np.inf)])
 def test_losses_that_are_not_finite_or_of_a_bad_batch_do_not_count(loss, own_slope):
-    rule = _control.Rule(0.95, "log", 2.0, 1.6, 8, None, None, searches=True)
     seen = _control.Losses(*map(jnp.float32, (2.0, 1.0, 0.01, 1.0)))
-    measured = measurement(1.0, 2.0, value=loss, own_slope=own_slope)
-    rate, after = _control.watch(
-        rule, seen, jnp.float32(0.1), jnp.float32(0.01), jnp.int32(100), measured, looks_back=True
-    )
+    rate, after = watch(seen, 0.1, 100, measurement(1.0, 2.0, value=loss, own_slope=own_slope))
     assert rate == np.float32(0.1)
     assert after == seen
 
