@@ -13,7 +13,7 @@ from benchmarks import methods, runner, store
 from benchmarks.workload import Workload
 
 # Half-decades: a rate is 10 ** (k / 2).
-GRIDS = {"sgd": range(-6, 0), "adamw": range(-8, -2)}
+GRIDS = {"sgd": range(-6, 0), "adamw": range(-8, -2)}  # a base that is not here begins with AdamW's
 _LIMITS = (-14, 6)  # a grid that grows beyond has found no optimum
 
 
@@ -22,6 +22,7 @@ def tune(
     results: store.Store,
     *,
     schedules: Sequence[str] = methods.SCHEDULES,
+    base: str | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """The best rate of each schedule and the best of all; cells that are finished already are not run again.
@@ -30,6 +31,7 @@ def tune(
       workload: what to tune on.
       results: where the cells are, and `tuned.json`, to which the choice is added.
       schedules: those to try.
+      base: the base optimizer, one of `methods.BASES`; None for the workload's own.
       **settings: of `runner.cell_key`, where they differ from the workload's own.
 
     Returns:
@@ -37,7 +39,8 @@ def tune(
     """
 
     def method(schedule: str, exponent: int) -> str:
-        return str(methods.Spec("baseline", {"learning_rate": 10 ** (exponent / 2), "schedule": schedule}))
+        spec = methods.Spec("baseline", {"learning_rate": 10 ** (exponent / 2), "schedule": schedule})
+        return str(spec if base is None else spec.having(base=base))
 
     def key_of(schedule: str, exponent: int) -> dict[str, Any]:
         return runner.cell_key(workload, method(schedule, exponent), runner.TUNING_SEED, **settings)
@@ -46,9 +49,9 @@ def tune(
         key = key_of(schedule, exponent)
         return cost(results.find(key) or runner.run_all([key], workload, results)[0])
 
-    grid = GRIDS[workload.base]
+    grid = GRIDS.get(base or workload.base, GRIDS["adamw"])
     runner.run_all([key_of(schedule, exponent) for schedule in schedules for exponent in grid], workload, results)
-    setting = setting_name(runner.cell_key(workload, "momo", runner.TUNING_SEED, **settings))
+    setting = setting_name(runner.cell_key(workload, "momo", runner.TUNING_SEED, **settings), base)
     for schedule in schedules:
         exponent, lowest = search(functools.partial(cost_of, schedule), grid)
         entry = {"method": method(schedule, exponent), "cost": lowest}
@@ -104,6 +107,7 @@ def _with_entry(entry, workload, setting, schedule, notes):
     return {**notes, workload: {**settings, setting: {**settings.get(setting, {}), schedule: entry}}}
 
 
-def setting_name(key: dict[str, Any]) -> str:
+def setting_name(key: dict[str, Any], base: str | None = None) -> str:
     """Under what circumstances a cell was trained, as the entries of `tuned.json` are named."""
-    return f"batch {key['batch_size']}, {key['num_steps']} steps, {key['precision']}"
+    name = f"batch {key['batch_size']}, {key['num_steps']} steps, {key['precision']}"
+    return name if base is None else f"{name}, {base}"

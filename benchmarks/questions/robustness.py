@@ -1,75 +1,112 @@
 """Robustness: does GeN train any base optimizer, at any batch size and precision?
 
-All combinations of them, GeN at its defaults with a horizon. A run trains if its training loss ends below a given part
-of where it began. Instability is the mean of abs(log) of the ratio of the learning rate from one probe to the next.
+All combinations of them, GeN at its defaults with a horizon and without one, beside the best constant rate: that base
+at that batch size and precision, tuned on the validation split. A run trains if its training loss ends below a given
+part of where it began, and keeps up if its test loss ends below a given multiple of the constant rate's mean.
+Instability is the mean of abs(log) of the ratio of the learning rate from one probe to the next.
 Sophia and Muon come from optax.contrib; optax has no Shampoo and no SOAP.
 """
 
 import numpy as np
 
-from benchmarks import methods, runner, store
+from benchmarks import methods, runner, store, tune
 from benchmarks import report as pages
 from benchmarks.questions import Study
 
 WORKLOADS = ("digits_mlp",)
+METHODS = ("gen_horizon", "gen")
 PRECISIONS = ("float32", "mixed", "bfloat16")
 _FACTORS = (0.25, 1, 4)  # of the workload's own batch size
-_TRAINED = 0.5
+_TRAINED, _KEPT_UP = 0.5, 1.2
+_SCHEDULE = "constant"
 
 
 def run(study: Study) -> None:
-    """Trains all combinations."""
-    bases = list(methods.BASES)[:1] if study.tiny else list(methods.BASES)
+    """Trains all combinations, and tunes a constant rate for each."""
+    bases = ["adamw"] if study.tiny else list(methods.BASES)
     for workload in study.chosen(WORKLOADS):
         for precision in PRECISIONS[:2] if study.tiny else PRECISIONS:
             for factor in (1,) if study.tiny else _FACTORS:
-                size = max(1, round(factor * workload.batch_size))
-                specs = [f"gen_horizon:base={base}" for base in bases]
-                study.train(workload, specs, batch_size=size, precision=precision)
+                settings = {"batch_size": max(1, round(factor * workload.batch_size)), "precision": precision}
+                study.train(workload, [f"{method}:base={base}" for method in METHODS for base in bases], **settings)
+                for base in bases:
+                    choice = tune.tune(workload, study.results, schedules=(_SCHEDULE,), base=base, **settings)
+                    study.train(workload, [choice["best"]], **settings)
 
 
 def report(results: store.Store) -> str | None:
-    """A line per combination."""
-    cells = [
-        cell
-        for cell in results.cells(family="gen_horizon")
-        if list(methods.parse(cell["key"]["method"]).options) == ["base"] and runner.is_reported(cell["key"]["seed"])
-    ]
-    if not cells:
+    """How many combinations train and keep up, and a line per combination."""
+    groups = {}
+    for family in METHODS:
+        cells = [cell for cell in results.cells(family=family) if _is_asked(cell)]
+        for combination, group in pages.grouped(cells, _combination).items():
+            groups.setdefault(combination, {})[family] = group
+    if not groups:
         return None
-    groups = pages.grouped(
-        cells,
-        lambda cell: (
-            cell["key"]["workload"],
-            methods.parse(cell["key"]["method"]).options["base"],
-            cell["key"]["batch_size"],
-            cell["key"]["precision"],
-        ),
+    lines, counts = [], {family: [] for family in METHODS}
+    for combination, by_family in sorted(groups.items()):
+        constant = _constant(results, next(iter(by_family.values())))
+        for family, group in by_family.items():
+            alive = pages.survivors(group)
+            metric = group[0]["workload"]["metric"]
+            trained = sum(_has_trained(cell) for cell in alive)
+            kept_up = None if constant is None else sum(_keeps_up(cell, constant) for cell in alive)
+            counts[family].append((trained == len(group), kept_up is not None, kept_up == len(group)))
+            probes = [cell["probes"] for cell in alive]
+            abstained = [1 - seen["accepted"] / seen["probes"] for seen in probes if seen["probes"]]
+            lines.append(
+                [
+                    *combination,
+                    family,
+                    f"{trained} of {len(group)}",
+                    pages.mean_and_spread([cell["final"]["test"][metric] for cell in alive]),
+                    pages.mean_and_spread([cell["final"]["test"]["loss"] for cell in alive]),
+                    pages.number(constant, 4),
+                    "-" if kept_up is None else f"{kept_up} of {len(group)}",
+                    pages.mean_and_spread([seen["mean_log_change"] for seen in probes], 2),
+                    pages.mean_and_spread(abstained, 2),
+                    pages.outcome(group),
+                ]
+            )
+    summary = []
+    for family, found in counts.items():
+        if found:
+            trains, compared, keeps_up = (sum(column) for column in zip(*found, strict=True))
+            summary.append([family, f"{trains} of {len(found)}", f"{keeps_up} of {compared}"])
+    header = ["workload", "base", "batch size", "precision", "method", "trains", "test metric", "test loss"]
+    header += ["... of the best constant rate", "keeps up", "instability", "share abstained", "seeds"]
+    explained = (
+        f"A run trains if its training loss ends below {_TRAINED} of its first, and keeps up if its test loss ends "
+        f"below {_KEPT_UP} times that of the best constant rate."
     )
-    lines = []
-    for (workload, base, size, precision), group in sorted(groups.items()):
-        alive = pages.survivors(group)
-        metric = group[0]["workload"]["metric"]
-        trained = sum(_has_trained(cell) for cell in alive)
-        probes = [cell["probes"] for cell in alive]
-        lines.append(
-            [
-                workload,
-                base,
-                size,
-                precision,
-                f"{trained} of {len(group)}",
-                pages.mean_and_spread([cell["final"]["test"][metric] for cell in alive]),
-                pages.mean_and_spread([cell["final"]["train_loss"] for cell in alive]),
-                pages.mean_and_spread([seen["mean_log_change"] for seen in probes], 2),
-                pages.mean_and_spread([1 - seen["accepted"] / seen["probes"] for seen in probes if seen["probes"]], 2),
-                pages.outcome(group),
-            ]
-        )
-    header = ["workload", "base", "batch size", "precision", "trains", "test metric", "training loss", "instability"]
-    picture = _draw(results, groups)
-    table = pages.table([*header, "share abstained", "seeds"], lines)
-    return f"A run trains if it ends below {_TRAINED} of its first loss.\n\n![robustness]({picture})\n\n{table}"
+    parts = [
+        explained,
+        pages.table(["combinations of which all seeds", "train", "keep up"], summary),
+        f"![robustness]({_draw(results, groups)})",
+        pages.table(header, lines),
+    ]
+    return "\n\n".join(parts)
+
+
+def _is_asked(cell):
+    return list(methods.parse(cell["key"]["method"]).options) == ["base"] and runner.is_reported(cell["key"]["seed"])
+
+
+def _combination(cell):
+    key = cell["key"]
+    return key["workload"], methods.parse(key["method"]).options["base"], key["batch_size"], key["precision"]
+
+
+def _constant(results, group):
+    """The mean test loss of the best constant rate on the seeds of a group; None where there is none."""
+    key = group[0]["key"]
+    setting = tune.setting_name(key, methods.parse(key["method"]).options["base"])
+    choice = tune.choice(results, key["workload"], setting, (_SCHEDULE,))
+    if choice is None:
+        return None
+    cells = [results.find({**cell["key"], "method": choice["best"]}) for cell in group]
+    losses = [cell["final"]["test"]["loss"] for cell in pages.survivors(filter(None, cells))]
+    return float(np.mean(losses)) if losses else None
 
 
 def _has_trained(cell):
@@ -77,24 +114,29 @@ def _has_trained(cell):
     return cell["final"]["train_loss"] < _TRAINED * losses[0]
 
 
+def _keeps_up(cell, constant):
+    return cell["final"]["test"]["loss"] < _KEPT_UP * constant
+
+
 def _draw(results, groups):
     path = results.root / "robustness.png"
     settings = sorted({(workload, size, precision) for workload, _, size, precision in groups})
     bases = list(dict.fromkeys(base for _, base, _, _ in groups))
-    with pages.picture(path) as axes:
-        axis = axes[0, 0]
-        axis.figure.set_size_inches(2 + 0.55 * len(bases), 1.6 + 0.3 * len(settings))
-        losses = np.full((len(settings), len(bases)), np.nan)
-        for (workload, base, size, precision), group in groups.items():
-            alive = pages.survivors(group)
-            if len(alive) == len(group):
-                place = settings.index((workload, size, precision)), bases.index(base)
-                losses[place] = np.mean([cell["final"]["train_loss"] / cell["curves"]["loss"][0] for cell in alive])
-        image = axis.pcolormesh(np.log10(losses), cmap="cividis_r")
-        axis.figure.colorbar(image, ax=axis, label="log10 of last / first training loss")
-        axis.set_facecolor("#D55E00")
-        axis.set_xticks(np.arange(len(bases)) + 0.5, bases, rotation=60, ha="right", fontsize=8)
-        labels = [f"{workload}, {size}, {precision}" for workload, size, precision in settings]
-        axis.set_yticks(np.arange(len(settings)) + 0.5, labels, fontsize=8)
-        axis.set(xlabel="base optimizer", title="red: a seed diverged or failed")
+    with pages.picture(path, len(METHODS)) as axes:
+        axes[0, 0].figure.set_size_inches(len(METHODS) * (2 + 0.55 * len(bases)), 1.6 + 0.3 * len(settings))
+        for axis, family in zip(axes.flat, METHODS, strict=True):
+            losses = np.full((len(settings), len(bases)), np.nan)
+            for (workload, base, size, precision), by_family in groups.items():
+                group = by_family.get(family, [])
+                alive = pages.survivors(group)
+                if group and len(alive) == len(group):
+                    place = settings.index((workload, size, precision)), bases.index(base)
+                    losses[place] = np.mean([cell["final"]["train_loss"] / cell["curves"]["loss"][0] for cell in alive])
+            image = axis.pcolormesh(np.log10(losses), cmap="cividis_r")
+            axis.figure.colorbar(image, ax=axis, label="log10 of last / first training loss")
+            axis.set_facecolor("#D55E00")
+            axis.set_xticks(np.arange(len(bases)) + 0.5, bases, rotation=60, ha="right", fontsize=8)
+            labels = [f"{workload}, {size}, {precision}" for workload, size, precision in settings]
+            axis.set_yticks(np.arange(len(settings)) + 0.5, labels, fontsize=8)
+            axis.set(xlabel="base optimizer", title=f"{family} (red: a seed diverged or failed)")
     return path.name

@@ -146,10 +146,49 @@ def test_breakdown_on_a_parabola(study):
 
 
 def test_robustness(study, monkeypatch):
+    monkeypatch.setattr(tune, "GRIDS", {"adamw": range(-4, -3)})
+    monkeypatch.setattr(tune, "_LIMITS", (-4, -4))
     robustness.run(study)
     robustness.run(finished(study, monkeypatch))
     text = robustness.report(study.results)
-    assert "| toy | sgd | 16 | mixed |" in text
+    assert "| toy | adamw | 16 | mixed | gen_horizon |" in text
+    assert "| toy | adamw | 16 | float32 | gen |" in text
+
+
+def test_robustness_counts_the_seeds_that_train_and_those_that_keep_up(tmp_path):
+    results = store.Store(tmp_path)
+    key = {"workload": "toy", "batch_size": 16, "num_steps": 4, "precision": "float32"}
+
+    def put(method, seed, first, last, test, diverged=False):
+        results.put(
+            {
+                "key": {**key, "method": method, "seed": seed},
+                "diverged": diverged,
+                "curves": {"loss": [first, last]},
+                "final": {"train_loss": last, "test": {"loss": test, "accuracy": 0.5}},
+                "probes": {"probes": 4, "accepted": 3, "mean_log_change": 0.1},
+                "workload": {"metric": "accuracy", "higher_is_better": True},
+            }
+        )
+
+    constant = "baseline:base=lion,learning_rate=0.1,schedule=constant"
+    for seed in (1, 2, 3):
+        put("gen_horizon:base=lion", seed, 2.0, 0.5, (1.19, 1.21, 0.9)[seed - 1])
+        put("gen:base=lion", seed, 2.0, (0.5, 0.5, 1.1)[seed - 1], 1.0, diverged=seed == 2)
+    untuned = robustness.report(results)
+    assert "| gen_horizon | 1 of 1 | 0 of 0 |" in untuned
+    for seed in (1, 2, 3):
+        put(constant, seed, 2.0, 0.5, (0.9, 1.1, 9.0)[seed - 1], diverged=seed == 3)
+    setting = tune.setting_name(key, "lion")
+    results.set_note("tuned", lambda _: {"toy": {setting: {"constant": {"method": constant, "cost": [0.0, 0.0]}}}})
+    text = robustness.report(results)
+    assert "| gen_horizon | 1 of 1 | 0 of 1 |" in text
+    assert "| gen | 0 of 1 | 0 of 1 |" in text
+    rows = {line.split(" | ")[4]: line for line in text.splitlines() if "| lion |" in line}
+    assert "| 1 | 2 of 3 |" in rows["gen_horizon"]
+    assert "| 1 of 3 |" in rows["gen"]
+    assert "| 1 | 2 of 3 |" in rows["gen"]
+    assert "3, 1 diverged" in rows["gen"]
 
 
 def test_precision(study, monkeypatch):

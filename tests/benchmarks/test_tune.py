@@ -71,3 +71,7 @@ def test_tuning_is_resumed_and_written_down(tmp_path, monkeypatch):
     )
     assert tune.choice(results, "toy", setting) is None  # not all schedules
     assert tune.choice(results, "toy", "another", ["linear"]) is None
+    other = tune.tune(workload, results, schedules=("constant",), num_steps=10, base="lion")
+    assert other["best"] == "baseline:base=lion,learning_rate=0.01,schedule=constant"
+    assert len(rates) == 3 * 6
+    assert tune.tune(workload, results, schedules=("constant", "linear"), num_steps=10) == choice
