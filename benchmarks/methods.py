@@ -115,19 +115,23 @@ def _given_obj_fn(inner: optax.GradientTransformationExtraArgs) -> optax.Gradien
 def schedule(name: str, peak: float, num_steps: int) -> optax.Schedule:
     """`constant`; `linear` or `cosine` to zero; `warmup_cosine`: cosine after a warm-up over 5 % of the steps.
 
+    `hold_0.5` holds the peak for half of the steps, then falls linearly to zero; 0.5 may be any part below 1.
     `inverse_sqrt` knows no end: 1 / sqrt(1 + t / 100).
     """
     if name == "constant":
         return optax.constant_schedule(peak)
     if name == "inverse_sqrt":
         return lambda step: peak / jnp.sqrt(1 + step / 100)
+    if name.startswith("hold_"):
+        falling = 1 - float(name.removeprefix("hold_"))
+        return lambda step: peak * jnp.clip((1 - step / num_steps) / falling, 0, 1)
     if name == "linear":
         return optax.linear_schedule(peak, 0.0, num_steps)
     if name == "cosine":
         return optax.cosine_decay_schedule(peak, num_steps)
     if name == "warmup_cosine":
         return optax.warmup_cosine_decay_schedule(0.0, peak, max(1, num_steps // 20), num_steps)
-    raise ValueError(f"Unknown schedule {name!r}: constant, inverse_sqrt, linear, cosine or warmup_cosine.")
+    raise ValueError(f"Unknown schedule {name!r}: constant, inverse_sqrt, hold_0.5, linear, cosine or warmup_cosine.")
 
 
 SCHEDULES = ("constant", "linear", "warmup_cosine")

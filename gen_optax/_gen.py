@@ -115,8 +115,8 @@ def scale_by_gen(
         After a step that overshot beyond doubt it may lie at a tenth.
       sigma: factor on `b / A`. 1 is the greedy minimiser, 2 the break-even point and the edge of stability. None: 1 on
         the step's own batch, 1.6 on an independent one: the rate sinks slowly while training makes no progress.
-      num_steps: the horizon `T`: :math:`s(t) = \min(1, \max(0, 2 - 2 t / T))`, which is 1 for half of it and then falls
-        to 0. None: no decay.
+      num_steps: the horizon `T`: :math:`s(t) = \min(1, \max(0, 4 - 4 t / T))`, which is 1 for three quarters of it and
+        then falls to 0. None: no decay.
       decay: a schedule to take the place of `s`, for example `optax.cosine_decay_schedule(1.0, T)`.
       min_learning_rate: lower bound of the learning rate before the decay.
       max_learning_rate: upper bound, likewise.
@@ -400,7 +400,7 @@ def _decay(num_steps: Any, decay: optax.Schedule | None, count: jax.Array, dtype
         return jnp.asarray(decay(count), dtype)
     if num_steps is None:
         return jnp.ones((), dtype)
-    return jnp.clip(2 * (1 - count.astype(dtype) / num_steps), 0, 1).astype(dtype)
+    return jnp.clip(4 * (1 - count.astype(dtype) / num_steps), 0, 1).astype(dtype)
 
 
 def _check(**settings: Any) -> None:

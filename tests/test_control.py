@@ -330,8 +330,8 @@ def test_bounds(smooth):
 
 
 def decay_over(t, horizon):
-    """1 for the first half of the horizon, then linear to 0."""
-    return min(1.0, max(0.0, 2 * (1 - t / horizon)))
+    """1 for three quarters of the horizon, then linear to 0."""
+    return min(1.0, max(0.0, 4 * (1 - t / horizon)))
 
 
 def numpy_algorithm_1(params, x, y, steps, rate, every, gamma, momentum, horizon=None):

@@ -32,6 +32,7 @@ VARIANTS: dict[str, dict[str, str]] = {
         "search at break-even": "gen_horizon:first_sigma=2",
         "search at break-even, limit at the minimum": "gen_horizon:first_sigma=2,kappa=1",
         "cosine decay": "gen_horizon:decay=cosine",
+        "the decay begins after half of the steps": "gen_horizon:decay=hold_0.5",
         "linear decay from the start": "gen_horizon:decay=linear",
         "linear decay from the start, sigma = 2": "gen_horizon:decay=linear,sigma=2",
         "probe on the gradient's batch": "gen_horizon:probe=finite_difference",
