@@ -11,6 +11,7 @@ Weight decay belongs to the workload and is the same for all methods.
 """
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -122,8 +123,8 @@ def schedule(name: str, peak: float, num_steps: int) -> optax.Schedule:
         return optax.constant_schedule(peak)
     if name == "inverse_sqrt":
         return lambda step: peak / jnp.sqrt(1 + step / 100)
-    if name.startswith("hold_"):
-        falling = 1 - float(name.removeprefix("hold_"))
+    if held := re.fullmatch(r"hold_(0\.\d+)", name):
+        falling = 1 - float(held[1])
         return lambda step: peak * jnp.clip((1 - step / num_steps) / falling, 0, 1)
     if name == "linear":
         return optax.linear_schedule(peak, 0.0, num_steps)

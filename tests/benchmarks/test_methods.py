@@ -130,11 +130,12 @@ def test_constants_of_the_rule_change_the_run_and_only_that_run():
 def test_schedules_begin_and_end_where_they_should():
     values = {
         name: [float(methods.schedule(name, 2.0, 100)(t)) for t in (0, 5, 100)]
-        for name in (*methods.SCHEDULES, "inverse_sqrt")
+        for name in (*methods.SCHEDULES, "inverse_sqrt", "hold_0.04")
     }
     assert values["constant"] == [2, 2, 2]
     assert values["linear"] == pytest.approx([2, 1.9, 0])
     assert values["warmup_cosine"] == pytest.approx([0, 2, 0], abs=1e-6)
+    assert values["hold_0.04"] == pytest.approx([2, 2 * 95 / 96, 0])
     assert values["inverse_sqrt"] == pytest.approx([2, 2 / 1.05**0.5, 2 / 2**0.5])
 
 
