@@ -18,7 +18,8 @@ METHODS = ("gen_horizon", "gen")
 PRECISIONS = ("float32", "mixed", "bfloat16")
 _FACTORS = (0.25, 1, 4)  # of the workload's own batch size
 _TRAINED, _KEPT_UP = 0.5, 1.2
-_SCHEDULE = "constant"
+_SCHEDULE, _CONSTANT = "constant", "the best constant rate"
+_LEAST_DRAWN = 1e-9  # of the first loss; a loss may end at exactly 0
 
 
 def run(study: Study) -> None:
@@ -43,15 +44,18 @@ def report(results: store.Store) -> str | None:
             groups.setdefault(combination, {})[family] = group
     if not groups:
         return None
-    lines, counts = [], {family: [] for family in METHODS}
+    lines, found = [], {family: [] for family in (*METHODS, _CONSTANT)}
     for combination, by_family in sorted(groups.items()):
-        constant = _constant(results, next(iter(by_family.values())))
+        constants = _constants(results, next(iter(by_family.values())))
+        constant = _mean_loss(constants)
+        if constants:
+            found[_CONSTANT].append((constants, constant))
         for family, group in by_family.items():
+            found[family].append((group, constant))
             alive = pages.survivors(group)
             metric = group[0]["workload"]["metric"]
-            trained = sum(_has_trained(cell) for cell in alive)
+            trained = sum(map(_has_trained, alive))
             kept_up = None if constant is None else sum(_keeps_up(cell, constant) for cell in alive)
-            counts[family].append((trained == len(group), kept_up is not None, kept_up == len(group)))
             probes = [cell["probes"] for cell in alive]
             abstained = [1 - seen["accepted"] / seen["probes"] for seen in probes if seen["probes"]]
             lines.append(
@@ -68,20 +72,16 @@ def report(results: store.Store) -> str | None:
                     pages.outcome(group),
                 ]
             )
-    summary = []
-    for family, found in counts.items():
-        if found:
-            trains, compared, keeps_up = (sum(column) for column in zip(*found, strict=True))
-            summary.append([family, f"{trains} of {len(found)}", f"{keeps_up} of {compared}"])
+    summary = [[family, *_counts(entries)] for family, entries in found.items() if entries]
     header = ["workload", "base", "batch size", "precision", "method", "trains", "test metric", "test loss"]
     header += ["... of the best constant rate", "keeps up", "instability", "share abstained", "seeds"]
     explained = (
         f"A run trains if its training loss ends below {_TRAINED} of its first, and keeps up if its test loss ends "
-        f"below {_KEPT_UP} times that of the best constant rate."
+        f"below {_KEPT_UP} times the mean of the best constant rate's, whose own seeds are counted alike."
     )
     parts = [
         explained,
-        pages.table(["combinations of which all seeds", "train", "keep up"], summary),
+        pages.table(["combinations in which", "all seeds train", "all seeds keep up", "their mean does"], summary),
         f"![robustness]({_draw(results, groups)})",
         pages.table(header, lines),
     ]
@@ -97,16 +97,29 @@ def _combination(cell):
     return key["workload"], methods.parse(key["method"]).options["base"], key["batch_size"], key["precision"]
 
 
-def _constant(results, group):
-    """The mean test loss of the best constant rate on the seeds of a group; None where there is none."""
+def _constants(results, group):
+    """The cells of the best constant rate on the seeds of a group; none where it is not tuned."""
     key = group[0]["key"]
     setting = tune.setting_name(key, methods.parse(key["method"]).options["base"])
     choice = tune.choice(results, key["workload"], setting, (_SCHEDULE,))
     if choice is None:
-        return None
-    cells = [results.find({**cell["key"], "method": choice["best"]}) for cell in group]
-    losses = [cell["final"]["test"]["loss"] for cell in pages.survivors(filter(None, cells))]
+        return []
+    return list(filter(None, (results.find({**cell["key"], "method": choice["best"]}) for cell in group)))
+
+
+def _mean_loss(cells):
+    losses = [cell["final"]["test"]["loss"] for cell in pages.survivors(cells)]
     return float(np.mean(losses)) if losses else None
+
+
+def _counts(entries):
+    """Of how many combinations, `(cells, test loss of the best constant rate)`, all seeds train and keep up."""
+    compared = [(cells, constant) for cells, constant in entries if constant is not None]
+    whole = [(cells, constant) for cells, constant in compared if not any(cell["diverged"] for cell in cells)]
+    trains = sum(all(not cell["diverged"] and _has_trained(cell) for cell in cells) for cells, _ in entries)
+    every = sum(all(_keeps_up(cell, constant) for cell in cells) for cells, constant in whole)
+    mean = sum(_mean_loss(cells) < _KEPT_UP * constant for cells, constant in whole)
+    return f"{trains} of {len(entries)}", f"{every} of {len(compared)}", f"{mean} of {len(compared)}"
 
 
 def _has_trained(cell):
@@ -132,7 +145,7 @@ def _draw(results, groups):
                 if group and len(alive) == len(group):
                     place = settings.index((workload, size, precision)), bases.index(base)
                     losses[place] = np.mean([cell["final"]["train_loss"] / cell["curves"]["loss"][0] for cell in alive])
-            image = axis.pcolormesh(np.log10(losses), cmap="cividis_r")
+            image = axis.pcolormesh(np.log10(np.maximum(losses, _LEAST_DRAWN)), cmap="cividis_r")
             axis.figure.colorbar(image, ax=axis, label="log10 of last / first training loss")
             axis.set_facecolor("#D55E00")
             axis.set_xticks(np.arange(len(bases)) + 0.5, bases, rotation=60, ha="right", fontsize=8)

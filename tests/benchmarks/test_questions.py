@@ -176,14 +176,15 @@ def test_robustness_counts_the_seeds_that_train_and_those_that_keep_up(tmp_path)
         put("gen_horizon:base=lion", seed, 2.0, 0.5, (1.19, 1.21, 0.9)[seed - 1])
         put("gen:base=lion", seed, 2.0, (0.5, 0.5, 1.1)[seed - 1], 1.0, diverged=seed == 2)
     untuned = robustness.report(results)
-    assert "| gen_horizon | 1 of 1 | 0 of 0 |" in untuned
+    assert "| gen_horizon | 1 of 1 | 0 of 0 | 0 of 0 |" in untuned
     for seed in (1, 2, 3):
         put(constant, seed, 2.0, 0.5, (0.9, 1.1, 9.0)[seed - 1], diverged=seed == 3)
     setting = tune.setting_name(key, "lion")
     results.set_note("tuned", lambda _: {"toy": {setting: {"constant": {"method": constant, "cost": [0.0, 0.0]}}}})
     text = robustness.report(results)
-    assert "| gen_horizon | 1 of 1 | 0 of 1 |" in text
-    assert "| gen | 0 of 1 | 0 of 1 |" in text
+    assert "| gen_horizon | 1 of 1 | 0 of 1 | 1 of 1 |" in text
+    assert "| gen | 0 of 1 | 0 of 1 | 0 of 1 |" in text
+    assert "| the best constant rate | 0 of 1 | 0 of 1 | 0 of 1 |" in text
     rows = {line.split(" | ")[4]: line for line in text.splitlines() if "| lion |" in line}
     assert "| 1 | 2 of 3 |" in rows["gen_horizon"]
     assert "| 1 of 3 |" in rows["gen"]
