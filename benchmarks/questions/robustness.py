@@ -44,7 +44,7 @@ def report(results: store.Store) -> str | None:
             groups.setdefault(combination, {})[family] = group
     if not groups:
         return None
-    lines, found = [], {family: [] for family in (*METHODS, _CONSTANT)}
+    lines, ratios, found = [], {}, {family: [] for family in (*METHODS, _CONSTANT)}
     for combination, by_family in sorted(groups.items()):
         constants = _constants(results, next(iter(by_family.values())))
         constant = _mean_loss(constants)
@@ -52,6 +52,8 @@ def report(results: store.Store) -> str | None:
             found[_CONSTANT].append((constants, constant))
         for family, group in by_family.items():
             found[family].append((group, constant))
+            if constant is not None and (own := _mean_loss(group)) is not None:
+                ratios.setdefault(combination[1], {}).setdefault(family, []).append(own / constant)
             alive = pages.survivors(group)
             metric = group[0]["workload"]["metric"]
             trained = sum(map(_has_trained, alive))
@@ -73,6 +75,10 @@ def report(results: store.Store) -> str | None:
                 ]
             )
     summary = [[family, *_counts(entries)] for family, entries in found.items() if entries]
+    by_base = [
+        [base, *(float(np.median(seen[family])) if family in seen else None for family in METHODS)]
+        for base, seen in ratios.items()
+    ]
     header = ["workload", "base", "batch size", "precision", "method", "trains", "test metric", "test loss"]
     header += ["... of the best constant rate", "keeps up", "instability", "share abstained", "seeds"]
     explained = (
@@ -82,6 +88,9 @@ def report(results: store.Store) -> str | None:
     parts = [
         explained,
         pages.table(["combinations in which", "all seeds train", "all seeds keep up", "their mean does"], summary),
+        "Test loss over that of the best constant rate, means of the seeds that reached the end; the median over batch "
+        "sizes and precisions:",
+        pages.table(["base", *METHODS], by_base),
         f"![robustness]({_draw(results, groups)})",
         pages.table(header, lines),
     ]

@@ -185,7 +185,8 @@ def test_robustness_counts_the_seeds_that_train_and_those_that_keep_up(tmp_path)
     assert "| gen_horizon | 1 of 1 | 0 of 1 | 1 of 1 |" in text
     assert "| gen | 0 of 1 | 0 of 1 | 0 of 1 |" in text
     assert "| the best constant rate | 0 of 1 | 0 of 1 | 0 of 1 |" in text
-    rows = {line.split(" | ")[4]: line for line in text.splitlines() if "| lion |" in line}
+    assert "| lion | 1.1 | 1 |" in text
+    rows = {line.split(" | ")[4]: line for line in text.splitlines() if "| toy | lion |" in line}
     assert "| 1 | 2 of 3 |" in rows["gen_horizon"]
     assert "| 1 of 3 |" in rows["gen"]
     assert "| 1 | 2 of 3 |" in rows["gen"]
