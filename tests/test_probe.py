@@ -322,12 +322,12 @@ def test_what_retrospective_keeps(dtype):
 
 @pytest.mark.parametrize("probe", [gen_optax.finite_difference(independent=True), gen_optax.exact(independent=True)])
 def test_an_independent_probe_judges_the_step_as_applied(probe):
-    """Three quarters through the horizon the step is h = eta / 2, and the target sigma b / (A h) times eta."""
+    """An eighth before the horizon the step is h = eta / 2, and the target sigma b / (A h) times eta."""
     w = jnp.ones(3)
     tx = gen_optax.scale_by_gen(
-        0.25, probe, every=1, smoothing=0.0, smooth="learning_rate", max_change=None, sigma=2.0, num_steps=4
+        0.25, probe, every=1, smoothing=0.0, smooth="learning_rate", max_change=None, sigma=2.0, num_steps=8
     )
-    state = tx.init(w)._replace(count=jnp.int32(3))
+    state = tx.init(w)._replace(count=jnp.int32(7))
     updates, state = jitted_update(tx, lambda w: jnp.sum(w**2))(-2 * w, state, w)
     # b = 12, A = 24, h = 0.125: 2 b / (A h) = 8.
     np.testing.assert_allclose(state.learning_rate, 0.25 * 8, rtol=1e-5)
