@@ -36,16 +36,22 @@ def study(tmp_path):
     )
 
 
+@pytest.fixture
+def one_rate(monkeypatch):
+    """The baseline is tuned over a single rate."""
+    monkeypatch.setattr(tune, "GRIDS", {"adamw": range(-4, -3)})
+    monkeypatch.setattr(tune, "_LIMITS", (-4, -4))
+
+
 def finished(study, monkeypatch):
     """Runs a question again, with nothing left to train."""
     monkeypatch.setattr(runner, "train", lambda *_: pytest.fail("trained again"))
     return study
 
 
+@pytest.mark.usefixtures("one_rate")
 def test_quality(study, monkeypatch):
     monkeypatch.setattr(methods, "QUALITY", ("momo",))
-    monkeypatch.setattr(tune, "GRIDS", {"adamw": range(-4, -3)})
-    monkeypatch.setattr(tune, "_LIMITS", (-4, -4))
     quality.run(study)
     quality.run(finished(study, monkeypatch))
     text = quality.report(study.results)
@@ -54,9 +60,8 @@ def test_quality(study, monkeypatch):
     assert "| momo |" in text
 
 
+@pytest.mark.usefixtures("one_rate")
 def test_defaults_are_chosen_on_validation_splits_and_seeds_of_their_own(study, monkeypatch):
-    monkeypatch.setattr(tune, "GRIDS", {"adamw": range(-4, -3)})
-    monkeypatch.setattr(tune, "_LIMITS", (-4, -4))
     defaults.run(study)
     defaults.run(finished(study, monkeypatch))
     cells = list(study.results.cells())
@@ -103,10 +108,9 @@ def test_every_value_of_every_factor_can_be_built():
             methods.build(methods.parse(method), toy(), 10)
 
 
+@pytest.mark.usefixtures("one_rate")
 def test_batch_size(study, monkeypatch):
     monkeypatch.setattr(batch_size, "METHODS", ("momo",))
-    monkeypatch.setattr(tune, "GRIDS", {"adamw": range(-4, -3)})
-    monkeypatch.setattr(tune, "_LIMITS", (-4, -4))
     batch_size.run(study)
     batch_size.run(finished(study, monkeypatch))
     text = batch_size.report(study.results)
@@ -145,9 +149,8 @@ def test_breakdown_on_a_parabola(study):
     assert "breakdown.png" not in text
 
 
+@pytest.mark.usefixtures("one_rate")
 def test_robustness(study, monkeypatch):
-    monkeypatch.setattr(tune, "GRIDS", {"adamw": range(-4, -3)})
-    monkeypatch.setattr(tune, "_LIMITS", (-4, -4))
     robustness.run(study)
     robustness.run(finished(study, monkeypatch))
     text = robustness.report(study.results)
