@@ -150,7 +150,7 @@ def _baseline(workload, total_steps, learning_rate, schedule="constant", base=No
 def _gen(workload, total_steps, base=None, batch="own", probe=None, **options):
     """`batch`: "own", "independent", or a number of independent batches.
 
-    The rest are settings of `scale_by_gen` and constants of its rule, such as `kappa`, which users cannot set.
+    The rest are settings of `scale_by_gen` and constants of its rule, such as `setback`, which users cannot set.
     """
     probe_batches = {"own": 0, "independent": 1}.get(batch, batch)
     probe_options = {key: options.pop(key) for key in ("candidates", "batching", "free_slope") if key in options}
@@ -175,12 +175,11 @@ def _gen(workload, total_steps, base=None, batch="own", probe=None, **options):
 _CONSTANTS = (
     "blind_ascent",
     "first_fraction",
-    "first_kappa",
     "first_sigma",
-    "kappa",
     "memory",
     "num_first_probes",
     "setback",
+    "steps_together",
 )
 
 

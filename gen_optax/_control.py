@@ -6,18 +6,18 @@ was probed:
 
 * along the step to come, on its own batch, `h = eta` and the target is `sigma b / A`, the paper's rule for `sigma = 1`;
 * on a batch independent of the step, `h` is the step as applied, decay included. At its noise floor training under h
-  no longer changes the expected loss: `b h = A h^2 / 2`, hence `rho = 1/2` although nothing is wrong. With `sigma = 2`
-  the rule would stand still exactly there, at the largest rate that still makes progress; the greedy rule would
-  halve the rate, again and again. `sigma = 1.6` lies between: the rate sinks, slowly, while training makes no progress.
-  Far from the floor the batches agree, and `2 b / A` is the edge where a step gains
-  nothing; so the target never lies beyond half way between the minimiser on the step's own batch and that edge:
-  `min(kappa b_own, sigma b) / A` with `kappa = 1.5`. (With 1 the rate falls behind: under a greedy rate the curvature
-  goes on to grow, Roulet et al., arXiv 2407.06183.)
+  no longer changes the expected loss: `b h = A h^2 / 2`, hence `rho = 1/2` although nothing is wrong, for one step and
+  for several judged as one. With `sigma = 2` the rule stands still exactly there, at the largest rate that still makes
+  progress; the greedy rule would halve the rate, again and again.
 
-While a rate is being found, `kappa` is 1 and `sigma` at most 1.1. Break-even is a state of balance, which the first
-steps are far from: there it overshoots, and stays, since balance is found at any rate within reach. It only climbs from
-where it started: below, on a landscape that is rough in the small, probes read the roughness and their rates sink. And
-an ascent with hardly any curvature, `-b > 8 A h`, does not count: that batch disagrees with the direction, at any rate.
+Without noise `2 b / A` is the edge where a single step gains nothing, so ahead of a single step the default is 1.6: the
+rate sinks, slowly, while training makes no progress. Of several steps judged as one only the progress counts that they
+make together, not what one does across the valley and the next one undoes: there it is 2.
+
+While a rate is being found, `sigma` is at most 1.3. Break-even is a state of balance, which the first steps are far
+from: there it overshoots, and stays, since balance is found at any rate within reach. It only climbs from where it
+started: below, on a landscape that is rough in the small, probes read the roughness and their rates sink. And an ascent
+with hardly any curvature, `-b > 8 A h`, does not count: that batch disagrees with the direction, at any rate.
 
 Balance is found at any rate, so a probe cannot tell that the rate which it keeps is too high for the noise of tiny
 batches. The loss can: `Losses` follows its average, and where that loses what it had gained the rate falls.
@@ -33,9 +33,9 @@ from gen_optax import _arithmetic, _axes, _fit, _loss
 from gen_optax._probe import Context, Measurement
 
 _MIN_R_SQUARED = 0.99  # Algorithm 1
-_SIGMA = 1.6  # on an independent batch
-_FIRST_SIGMA = 1.1  # at most, while a rate is being found
-_FIRST_KAPPA, _KAPPA = 1.0, 1.5
+_SIGMA_BACK, _SIGMA_AHEAD = 2.0, 1.6  # on an independent batch
+_FIRST_SIGMA = 1.3  # at most, while a rate is being found
+_STEPS_TOGETHER = 8  # that a probe judges as one, or as many as lie between two probes: fewer scatter more
 _BLIND_ASCENT = 8.0  # an ascent of more than this times A h says nothing of a rate that is being found
 # The first rate is this part of what the first step alone would bear: momentum is still to come, and curvature falls
 # from its height at the start. The climb from there costs a few dozen steps, an overshoot may cost the run.
@@ -46,10 +46,10 @@ _NUM_FIRST_RATES = 18  # 2^17 > 1e5: from a step of 1e-5 relative to the paramet
 # While the rate is being found every call probes, this many times; a probe at call t has the weight
 # _MEMORY * (calls since the last probe) / t, at most _MAX_WEIGHT: an average over a fixed part of the past.
 _NUM_FIRST_PROBES, _MEMORY, _MAX_WEIGHT = 50, 4.0, 0.25
-# A step that multiplies the loss of a fresh batch by the first, and by its parabola raises that of its own batch too,
-# has overshot beyond doubt: the rate falls unsmoothed, and below the clamp. A loss that is the second times that of the
-# last probe makes a probe due at once. That one is there because its batch is a bad one, so it answers no other
-# question than this.
+# A step that multiplies the loss of a fresh batch by the first has overshot beyond doubt: the rate falls unsmoothed,
+# and below the clamp. (Not so several steps, after the search: small losses of few examples double by chance.) A loss
+# that is the second times that of the last probe makes a probe due at once. That one is there because its batch is a
+# bad one, so it answers no other question than this.
 _OVERSHOT_GROWTH, _ALARMING_GROWTH = 2.0, 3.0
 # How far a learning rate falls when the step itself made the loss non-finite: the distance to safety is unknown, every
 # try costs a probe, and a rate that is too low is found and raised again. And how far it may fall where the step is
@@ -145,18 +145,21 @@ def advance(
     status: jax.Array,
     independent: bool,
     looks_back: bool,
+    planned: jax.Array,
 ) -> tuple[jax.Array, Averages | tuple[()]]:
-    """The next learning rate and averages, given a measurement along `step_size` times the update."""
+    """The next learning rate and averages, given a measurement along `step_size` times the update.
+
+    `planned`: or else the probe follows an alarm.
+    """
     searched = first_learning_rate > 0
+    first = finding(rule, first_learning_rate, learning_rate, num_probes)
     gamma = 1 - _weight(rule, searched, num_probes, learning_rate.dtype)
     overshot = status == ProbeStatus.OVERSHOOT
     if independent:
-        alone = jnp.isposinf(measured.own_slope)  # nothing is known of the step's own batch
-        overshot |= measured.end_value > _OVERSHOT_GROWTH * jnp.abs(measured.value)
-        overshot &= alone | ~(measured.own_slope > measured.curvature / 2)
+        grown = measured.end_value > _OVERSHOT_GROWTH * jnp.abs(measured.value)
+        overshot |= grown & (first | ~planned | (not looks_back))
         gamma = jnp.where(overshot, 0, gamma)
-        if looks_back:  # then the own batch was not asked because no probe was planned: this one follows an alarm
-            status = jnp.where(alone & ~overshot, jnp.int32(ProbeStatus.NONE), status)
+        status = jnp.where(planned | overshot, status, jnp.int32(ProbeStatus.NONE))
     accepted = status == ProbeStatus.ACCEPTED
     slope, curvature = measured.slope, measured.curvature
     if isinstance(averages, Averages):
@@ -168,12 +171,8 @@ def advance(
         )
         slope, curvature = averages.slope * unit, averages.curvature * unit * unit
     limit = _limit(rule)
-    first = finding(rule, first_learning_rate, learning_rate, num_probes)
-    kappa = jnp.where(first, _FIRST_KAPPA, _KAPPA)
-    sigma = jnp.where(first, jnp.minimum(_FIRST_SIGMA, rule.sigma), rule.sigma)
-    aim = jnp.minimum(kappa * measured.own_slope, sigma * slope)
-    # A step that was uphill on its own batch counts as an ascent: there is no positive rate to aim at.
-    ratio = jnp.where(aim > 0, aim / jnp.where(accepted, curvature, 1), 1 / limit)
+    aim = jnp.where(first, jnp.minimum(_FIRST_SIGMA, rule.sigma), rule.sigma) * slope
+    ratio = aim / jnp.where(accepted, curvature, 1)
     if rule.max_change is not None:
         lowest_ratio = jnp.where(overshot, jnp.minimum(_OVERSHOOT_FACTOR, 1 / limit), 1 / limit)
         ratio = jnp.clip(ratio, lowest_ratio, limit)
@@ -211,12 +210,11 @@ def watch(
     first_learning_rate: jax.Array,
     num_probes: jax.Array,
     measured: Measurement,
-    looks_back: bool,
+    planned: jax.Array,
 ) -> tuple[jax.Array, Losses]:
     """The learning rate, lower by the clamp after a setback that no search explains; and the losses with this one."""
-    counts = jnp.isfinite(measured.value)
-    if looks_back:  # a probe that an alarm made due is there because its batch is a bad one
-        counts &= ~jnp.isposinf(measured.own_slope)
+    # A probe that an alarm made due is there because its batch is a bad one.
+    counts = jnp.isfinite(measured.value) & planned
     loss = jnp.where(counts, measured.value, 0)
     known, start = jnp.isfinite(losses.average), Losses(loss, loss, jnp.zeros_like(loss), loss)
     first, average, deviation, lowest = jax.tree.map(lambda old, new: jnp.where(known, old, new), losses, start)
@@ -236,9 +234,11 @@ def watch(
     return learning_rate, jax.tree.map(lambda new, old: jnp.where(counts, new, old), seen, losses)
 
 
-def sigma_for(independent: bool) -> float:
+def sigma_for(independent: bool, looks_back: bool) -> float:
     """The default sigma: see the module."""
-    return _SIGMA if independent else 1.0
+    if looks_back:
+        return _SIGMA_BACK
+    return _SIGMA_AHEAD if independent else 1.0
 
 
 def finding(rule: Rule, first_learning_rate: jax.Array, learning_rate: jax.Array, num_probes: jax.Array) -> jax.Array:
@@ -246,6 +246,11 @@ def finding(rule: Rule, first_learning_rate: jax.Array, learning_rate: jax.Array
     if not rule.searches:
         return jnp.zeros((), jnp.bool_)
     return (learning_rate == 0) | ((first_learning_rate > 0) & (num_probes < _NUM_FIRST_PROBES))
+
+
+def judged_together(rule: Rule) -> Any:
+    """How many steps at most a probe judges that looks back: a multiple of those from one planned probe to the next."""
+    return rule.every * -(-_STEPS_TOGETHER // rule.every)
 
 
 def alarming(value: jax.Array, last_value: jax.Array, num_probes: jax.Array) -> jax.Array:

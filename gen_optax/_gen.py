@@ -8,7 +8,7 @@ Each call scales the incoming updates `u` by `eta * s(t)`. Every Phi-th call fir
     smooth                                                _control.py -> eta
 
 `s(t)`, the decay over a horizon, stays outside of all that: it scales the step, never the average. The state is a few
-scalars. The one exception is a probe that looks back, which has to remember where the last step started.
+scalars. The one exception is a probe that looks back, which has to remember where it looks back to.
 """
 
 import functools
@@ -48,7 +48,7 @@ class GenState(NamedTuple):
     first_learning_rate: jax.Array  # where a search for the rate began, which does not fall below; else 0
     averages: Any  # (slope, curvature), moving averages; () unless smooth="coefficients"
     losses: Any  # what its average has been, to know a setback by; () where no rate is ever searched for
-    memory: Any  # () or, for a probe that looks back, (params, slope): where the last step started, b h on its batch
+    memory: Any  # () or, for a probe that looks back, the parameters where the steps started that it judges
     info: GenInfo
 
 
@@ -84,12 +84,12 @@ def scale_by_gen(
     (or another average, see `smooth`), and otherwise stays. The updates are multiplied by :math:`\eta_t s(t)`, with
     `s` a decay from 1 to 0 over `num_steps`.
 
-    On the batch that the step was computed from, `b` flatters the step. The default probe therefore judges the previous
-    step `h u`, as it was applied, on the present batch, and puts
-    :math:`\eta_{t-1} \min(\kappa b_{own}, \sigma b) / (A h)` for :math:`\sigma\eta^*`, :math:`\kappa = 1.5`. With
-    :math:`\sigma = 2` that rests where steps stop making progress on a fresh batch, :math:`b h = A h^2 / 2`; with the
-    default of 1.6 the rate sinks slowly there; a fresh batch that the step made worse lowers the rate as far as
-    `max_change` allows. So does, once a rate is found, an average loss that has lost a quarter of what it had gained.
+    On the batch that the step was computed from, `b` flatters the step. The default probe therefore looks back, on the
+    present batch: at the sum `h u` of the steps since the last planned probe, as they were applied, of which
+    :math:`\eta_{t-1} \sigma b / (A h)` takes the place of :math:`\sigma\eta^*`. With :math:`\sigma = 2` the rate rests
+    where the steps stop making progress on a fresh batch, :math:`b h = A h^2 / 2`; a fresh batch that they made worse
+    lowers it as far as `max_change` allows. So does, once a rate is found, an average loss that has lost a quarter of
+    what it had gained.
 
     Put it last in a chain, after a base optimizer of learning rate 1: the direction that is probed is then the one that
     is applied. Algorithm 1 of the paper, to the letter, is `scale_by_gen(init_learning_rate=1e-3,
@@ -98,8 +98,8 @@ def scale_by_gen(
     Args:
       init_learning_rate: :math:`\eta_0`, a rate that is known to be good. None, and better than a guess: it is found.
         The first call tries rates that double, and starts at a fiftieth of the best; until there is one, no step is
-        taken. From there the rate climbs, probed at each of the first 50 calls: for these with :math:`\kappa = 1`, a
-        :math:`\sigma` of at most 1.1 and no rate below the start, and with a :math:`\gamma` that grows to `smoothing`
+        taken. From there the rate climbs, probed at each of the first 50 calls: for these with a
+        :math:`\sigma` of at most 1.3 and no rate below the start, and with a :math:`\gamma` that grows to `smoothing`
         over some hundred calls. A given rate is kept between a fiftieth and a fifth of the best; otherwise the rate is
         searched for all the same. With `max_change=None` it is always kept.
       probe: how the parabola is measured: :func:`gen_optax.retrospective` (the default; it keeps one copy of the
@@ -113,8 +113,9 @@ def scale_by_gen(
       max_change: `m`, greater than 1: how far the target may lie from the present learning rate. None: no limit, and
         :math:`\eta_0` is taken as it is.
         After a step that overshot beyond doubt it may lie at a tenth.
-      sigma: factor on `b / A`. 1 is the greedy minimiser, 2 the break-even point and the edge of stability. None: 1 on
-        the step's own batch, 1.6 on an independent one: the rate sinks slowly while training makes no progress.
+      sigma: factor on `b / A`. 1 is the greedy minimiser, 2 the break-even point and the edge of stability. None: 2
+        for a probe that looks back; ahead, 1 on the step's own batch and 1.6 on an independent one, where the rate
+        sinks slowly while training makes no progress.
       num_steps: the horizon `T`: :math:`s(t) = \min(1, \max(0, 4 - 4 t / T))`, which is 1 for three quarters of it and
         then falls to 0. None: no decay.
       decay: a schedule to take the place of `s`, for example `optax.cosine_decay_schedule(1.0, T)`.
@@ -183,7 +184,7 @@ def scale_by_gen(
         smoothing,
         smooth,
         max_change,
-        _control.sigma_for(probe.independent) if sigma is None else sigma,
+        _control.sigma_for(probe.independent, probe.looks_back) if sigma is None else sigma,
         every,
         min_learning_rate,
         max_learning_rate,
@@ -202,7 +203,7 @@ def scale_by_gen(
             first_learning_rate=zero(),
             averages=_control.Averages(zero(), zero()) if smooth == "coefficients" else (),
             losses=_control.Losses(*(jnp.full((), jnp.inf, dtype) for _ in range(4))) if rule.searches else (),
-            memory=jax.tree.map(jnp.copy, probe.init(params)),
+            memory=jax.tree.map(jnp.copy, params) if probe.looks_back else (),
             info=GenInfo(zero(), zero(), zero(), zero(), zero(), none(), jnp.zeros((), jnp.bool_), none(), none()),
         )
 
@@ -237,35 +238,37 @@ def scale_by_gen(
         scale = _decay(num_steps, decay, state.count, state.learning_rate.dtype)
         context = _probe.Context(loss, params, updates, state.learning_rate, value, grad, state.memory, axis_name)
 
-        def due(state: GenState) -> jax.Array:
-            finding = _control.finding(rule, state.first_learning_rate, state.learning_rate, state.info.num_probes)
-            overshot = state.info.status == ProbeStatus.OVERSHOOT
-            regular = (state.count + 1) % every == 0
-            if probe.looks_back:
-                if value is not None:  # was it the last step? After the next one that could not be told.
-                    here = _axes.mean(value, axis_name)
-                    regular |= _control.alarming(here, state.info.value, state.info.num_probes)
-                regular &= state.count > 0  # at the first call there is nothing to look back on, but a rate to be found
-            return regular | finding | overshot
-
         if rule.searches:
             unknown = (state.learning_rate == 0) | (state.count == 0)
             state = jax.lax.cond(unknown, functools.partial(_find, rule, context, unknown), lambda state: state, state)
-        renew = functools.partial(_renew, rule, probe, context, scale)
+
+        regular = (state.count + 1) % every == 0
+        finding = _control.finding(rule, state.first_learning_rate, state.learning_rate, state.info.num_probes)
+        planned = regular | finding | (state.info.status == ProbeStatus.OVERSHOOT)
+        due = planned
+        if probe.looks_back:
+            first = state.count == 0
+            if value is not None:
+                here = _axes.mean(value, axis_name)
+                due |= _control.alarming(here, state.info.value, state.info.num_probes)
+            due &= ~first | finding  # at the first call there is nothing to look back on, but a rate to be found
+        renew = functools.partial(_renew, rule, probe, context, scale, planned)
         if isinstance(every, int) and every == 1 and not probe.looks_back:
             state = renew(state)
         else:
-            state = jax.lax.cond(due(state), renew, lambda state: state, state)
+            state = jax.lax.cond(due, renew, lambda state: state, state)
 
         # A rate at which the loss is known to be NaN or infinite is not tried on the parameters, or not left there.
         unsafe = state.info.status == ProbeStatus.OVERSHOOT
         applied = jnp.where(unsafe, 0, state.learning_rate * scale)
         state = state._replace(count=optax.safe_increment(state.count), applied_learning_rate=applied)
-        memory = probe.remember(context._replace(step_size=applied), due(state), unsafe)
-        scaled = _loss.scale(updates, applied)
-        if probe.looks_back:
-            scaled = _taken_back(unsafe, probe.judged(context._replace(memory=memory)), scaled)
-        return scaled, state._replace(memory=memory)
+        if not probe.looks_back:
+            return _loss.scale(updates, applied), state
+        # What the next probes judge starts here or, after a step back, where that leads: to where the memory is.
+        begins = (first | (state.count % _control.judged_together(rule) == 0)) & ~unsafe
+        memory = jax.lax.cond(begins, lambda: params, lambda: state.memory)
+        back = probe.judged(context._replace(memory=memory))
+        return _taken_back(unsafe, back, _loss.scale(updates, applied)), state._replace(memory=memory)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -341,7 +344,12 @@ def _find(rule: _control.Rule, context: _probe.Context, unknown: jax.Array, stat
 
 
 def _renew(
-    rule: _control.Rule, probe: _probe.Probe, context: _probe.Context, scale: jax.Array, state: GenState
+    rule: _control.Rule,
+    probe: _probe.Probe,
+    context: _probe.Context,
+    scale: jax.Array,
+    planned: jax.Array,
+    state: GenState,
 ) -> GenState:
     """The state after a probe: averages, learning rate and info; count and memory as they were."""
     learning_rate, dtype = state.learning_rate, state.learning_rate.dtype
@@ -366,11 +374,12 @@ def _renew(
         status,
         probe.independent,
         probe.looks_back,
+        planned,
     )
     losses = state.losses
     if rule.searches:
         known = state.first_learning_rate, state.info.num_probes
-        learning_rate, losses = _control.watch(rule, losses, learning_rate, *known, measured, probe.looks_back)
+        learning_rate, losses = _control.watch(rule, losses, learning_rate, *known, measured, planned)
     unit = _fit.nonzero(step_size)
     info = GenInfo(
         value=measured.value,
@@ -387,7 +396,7 @@ def _renew(
 
 
 def _taken_back(unsafe: jax.Array, step: optax.Updates, updates: optax.Updates) -> optax.Updates:
-    """The updates or, where it was unsafe, the opposite of the last step, in the dtypes of the updates."""
+    """The updates or, where it was unsafe, the opposite of the step judged, in the dtypes of the updates."""
 
     def choose(d, u):
         return jnp.where(unsafe, (-d).astype(u.dtype), u) if _loss.is_inexact(u) else u

@@ -10,7 +10,7 @@ short. Nothing is ever divided by a learning rate here, so none is too small or 
 Three ways to measure it, and one distinction that runs through all of them: *which* step, judged on *which* batch.
 
 * `finite_difference` and `exact` look ahead, along the step that is about to be taken, on the batch of `value_fn`.
-* `retrospective` looks back, at the step that was taken last, on the present batch, which that step never saw.
+* `retrospective` looks back, at the steps that were taken last, on the present batch, which they never saw.
 
 A probe whose batch is independent of the step (`retrospective` always, the others when they are told so) judges the
 step as it is applied, decay included: see `_control.py` for why.
@@ -43,7 +43,6 @@ class Measurement(NamedTuple):
     r_squared: jax.Array  # of the fit; 1 where it cannot fail
     noise: jax.Array  # slope and curvature mean nothing below it; 0 for derivatives
     end_value: jax.Array  # a loss measured at the far end of the step; `value` where none was
-    own_slope: jax.Array  # b h on the batch that the step was computed from, if another; else infinite
 
 
 class Context(NamedTuple):
@@ -52,10 +51,10 @@ class Context(NamedTuple):
     loss: _loss.Loss
     params: optax.Params
     updates: optax.Updates
-    step_size: jax.Array  # h: the step to look along is h * updates; where `remember` is called, as it is applied
+    step_size: jax.Array  # h: the step to look along is h * updates
     value: jax.Array | None  # the loss at params, if the caller knew it
     grad: optax.Updates | None  # its gradient, likewise
-    memory: Any  # what `remember` returned at the previous step
+    memory: Any  # for a probe that looks back, the parameters where the steps started that it judges
     axis_name: Any
 
 
@@ -68,16 +67,7 @@ class Probe(Protocol):
 
     @property
     def looks_back(self) -> bool:
-        """Whether the step judged is the last one taken; then there is nothing to judge at the first call."""
-
-    def init(self, params: optax.Params) -> Any:
-        """What `remember` will return, before the first step."""
-
-    def remember(self, context: Context, probe_follows: jax.Array, unsafe: jax.Array) -> Any:
-        """What to keep in the state about the step that is taken now.
-
-        `probe_follows`: the next call will probe. `unsafe`: the last step is taken back, and no other taken.
-        """
+        """Whether the step judged is one that was taken; then there is nothing to judge at the first call."""
 
     def judged(self, context: Context) -> optax.Updates:
         """The step that is judged, up to a factor."""
@@ -186,29 +176,29 @@ def exact(*, independent: bool = False) -> Probe:
 
 
 def retrospective() -> Probe:
-    r"""Judges the previous step on the present batch, which that step has not seen.
+    r"""Judges the steps since the last planned probe on the present batch, which none of them has seen.
 
-    With `d` the step that led from the previous parameters to these, the present batch gives the loss here, its
-    slope :math:`s = \langle G, d\rangle`, and with one more forward pass the loss at the previous parameters. Their
-    difference :math:`\Delta` is what the step did to a fresh batch, and
+    With `d` the way from the parameters then to these, the present batch gives the loss here, its slope
+    :math:`s = \langle G, d\rangle`, and with one more forward pass the loss where `d` started. Their difference
+    :math:`\Delta` is what the steps did to a fresh batch, and
 
     .. math::
-      A h^2 = 2 (s - \Delta), \qquad b h = A h^2 - s.
+      A h^2 = 2 (s - \Delta), \qquad b h = A h^2 - s .
+
+    Of `k` steps together the batch's noise hides less than of one: they have gone up to `k` times as far. And what one
+    step does and the next one undoes does not count.
 
     In coarse arithmetic (bfloat16, float16; float32 on matrix units that round) the change of the loss drowns in its
     rounding. There the slope :math:`s_0` at the start is measured in place of the loss, by forward-mode
     differentiation: :math:`A h^2 = s - s_0` and :math:`b h = -s_0`. If the loss has a function with a reverse rule only
     (`jax.custom_vjp`) that cannot be done; the probe then abstains wherever the change is too small to be seen.
 
-    The slope on the step's own batch, :math:`b_{own} h = -\langle G_{own}, d\rangle`, is known from the step before and
-    kept: the learning rate never aims beyond the minimiser of that batch's parabola.
-
-    Costs one forward pass (in coarse arithmetic one with its derivative) at a step on which a probe is due and an inner
-    product at the one before it, given `value` and `grad` (else a forward-mode derivative at each of the two), and one
-    copy of the parameters in the state: the point that the last step started from. As the step is read off the
+    Costs one forward pass (in coarse arithmetic one with its derivative) and an inner product at a step on which a
+    probe is due, given `value` and `grad` (else a forward-mode derivative in place of the product), and one copy of the
+    parameters in the state, written where a planned probe was: the point where `d` starts. As `d` is read off the
     parameters, whatever else moved or rounded them is judged with it.
 
-    A last step that made a finite loss NaN or infinite is taken back, and the learning rate falls. That needs finite
+    Steps that made a finite loss NaN or infinite are taken back, and the learning rate falls. That needs finite
     updates: an optimizer whose moments would keep the NaN goes inside `optax.apply_if_finite`.
 
     Returns:
@@ -231,14 +221,6 @@ class FiniteDifference:
     free_slope: bool
     independent: bool
     looks_back = False
-
-    def init(self, params):
-        """Nothing."""
-        return ()
-
-    def remember(self, context, probe_follows, unsafe):
-        """Nothing."""
-        return ()
 
     def judged(self, context):
         """The step to come."""
@@ -267,7 +249,6 @@ class FiniteDifference:
             r_squared=r_squared,
             noise=_ROUNDING_ULPS * eps * jnp.max(jnp.abs(losses)) / min(scale, scale**2),
             end_value=losses[int(np.argmax(x))],
-            own_slope=jnp.full_like(slope, jnp.inf),
         )
 
     def _losses(self, context: Context) -> tuple[np.ndarray, jax.Array, float]:
@@ -295,14 +276,6 @@ class Exact:
     independent: bool
     looks_back = False
 
-    def init(self, params):
-        """Nothing."""
-        return ()
-
-    def remember(self, context, probe_follows, unsafe):
-        """Nothing."""
-        return ()
-
     def judged(self, context):
         """The step to come."""
         return context.updates
@@ -325,15 +298,7 @@ class Exact:
             r_squared=jnp.ones_like(value),
             noise=jnp.zeros_like(value),
             end_value=value,
-            own_slope=jnp.full_like(value, jnp.inf),
         )
-
-
-class Memory(NamedTuple):
-    """What `Retrospective` keeps of the last step."""
-
-    params: optax.Params  # where it started
-    slope: jax.Array  # b h on its own batch, in units of the loss; infinite where it was not measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -343,32 +308,12 @@ class Retrospective:
     independent = True
     looks_back = True
 
-    def init(self, params):
-        """No step yet."""
-        return Memory(params, jnp.full((), jnp.inf, jax.dtypes.canonicalize_dtype(jnp.float64)))
-
-    def remember(self, context, probe_follows, unsafe):
-        """Where the step starts and, for a probe that follows, its slope on its own batch."""
-        # After a step back: where that led. What goes back to it is read off this memory (by `judged`), not off the
-        # last one, whose buffer XLA can so overwrite in place.
-        start = optax.tree.where(unsafe, context.memory.params, context.params)
-
-        def slope():
-            if context.grad is None:
-                ascent = context.step_size * _value_and_ascent(context, context.params, context.updates)[1]
-            else:
-                ascent = _axes.inner_product(context.grad, context.updates, context.axis_name, context.step_size)
-            return -ascent.astype(context.step_size.dtype)
-
-        own_slope = jax.lax.cond(probe_follows, slope, lambda: jnp.full_like(context.step_size, jnp.inf))
-        return Memory(start, jax.lax.stop_gradient(own_slope))
-
     def judged(self, context):
-        """The last step."""
-        return _loss.difference(context.params, context.memory.params)
+        """All of the steps, as one."""
+        return _loss.difference(context.params, context.memory)
 
     def measure(self, context):
-        """The loss at both ends of the last step, and the slope at its far end; in coarse arithmetic at both ends."""
+        """The loss at both ends of the steps, and the slope at the far end; in coarse arithmetic at both ends."""
         step = self.judged(context)
         arithmetic = _arithmetic.arithmetic(context.loss, context.params)
         if context.value is None or context.grad is None:
@@ -378,12 +323,12 @@ class Retrospective:
             arithmetic = arithmetic._replace(eps=max(arithmetic.eps, float(jnp.finfo(value.dtype).eps)))
             value = _axes.mean(_at_least_float32(value), context.axis_name)
         if arithmetic.is_coarse and arithmetic.forward_mode:
-            start_value, start_ascent = _value_and_ascent(context, context.memory.params, step)
+            start_value, start_ascent = _value_and_ascent(context, context.memory, step)
             curvature = ascent - start_ascent
             slope = -start_ascent
             noise = _SLOPE_ULPS * arithmetic.eps * jnp.maximum(jnp.abs(ascent), jnp.abs(start_ascent))
         else:
-            start_value = _axes.mean(_at_least_float32(context.loss(context.memory.params)), context.axis_name)
+            start_value = _axes.mean(_at_least_float32(context.loss(context.memory)), context.axis_name)
             curvature = 2 * (ascent - (value - start_value))
             slope = curvature - ascent
             noise = _ROUNDING_ULPS * arithmetic.eps * jnp.maximum(jnp.abs(value), jnp.abs(start_value))
@@ -394,7 +339,6 @@ class Retrospective:
             r_squared=jnp.ones_like(value),
             noise=noise,
             end_value=value,
-            own_slope=context.memory.slope,
         )
 
 

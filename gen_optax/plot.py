@@ -174,8 +174,8 @@ def decrease(history: History, actual: Any, ax: Axes | None = None) -> Axes:
 
     A probe that looks ahead (`finite_difference`, `exact`) predicts the step that it was measured along: off the
     diagonal, the loss is no parabola there, or `actual` is of another batch. The default probe, which looks back,
-    knows the last step and cannot err about it; its parabola is held against the *next* step, and the scatter shows how
-    far one step speaks for another.
+    knows the last steps and cannot err about them; its parabola is held against the *next* step, and the scatter shows
+    how far they speak for another, if it is as long: give `actual` of as many steps as the probe judged together.
 
     Args:
       history: see the module; with learning rates.

@@ -122,7 +122,7 @@ def under_jit(options, layout, explicit=False):
         result = train(step, params, state, batch)
         after, state = step(params, state, batch)
         memory = gen_state(state).memory
-        kept = [after] + ([memory.params] if memory else [])
+        kept = [after] + ([memory] if memory else [])
         same = jax.tree.map(
             lambda x, *ys: all(x.sharding.is_equivalent_to(y.sharding, x.ndim) for y in ys), params, *kept
         )

@@ -142,7 +142,6 @@ def test_the_memory_matters():
     fresh = tx.init(params)
     params, (base, gen) = step(params, fresh)
     slopes = [
-        gen_state(step(params, (base, gen._replace(memory=memory)))[1]).info.slope
-        for memory in (gen.memory, gen.memory._replace(params=params))
+        gen_state(step(params, (base, gen._replace(memory=memory)))[1]).info.slope for memory in (gen.memory, params)
     ]
     assert slopes[0] != slopes[1]

@@ -216,12 +216,16 @@ def test_retrospective_keeps_one_copy_and_no_more():
 
 
 def test_what_the_probe_remembers_is_overwritten_in_place():
-    """With donated buffers XLA copies neither the parameters nor their memory, in no branch and at no time."""
+    """With donated buffers XLA copies each array once, in the branch that remembers it, and at no other call."""
     tx = gen_optax.gen_adamw()
     program = jax.jit(step_fn(tx), donate_argnums=(0, 1)).lower(PARAMS, tx.init(PARAMS)).compile()
-    shape = f"f32[{WIDTH},{WIDTH}]"
-    copies = [line for line in program.as_text().splitlines() if shape in line and " copy(" in line]
-    assert not copies
+    branches, always = program.as_text().split("ENTRY ")
+    copies = [
+        [line for line in part.splitlines() if f"f32[{WIDTH},{WIDTH}]" in line and " copy(" in line]
+        for part in (branches, always)
+    ]
+    assert len(copies[0]) <= len(jax.tree.leaves(PARAMS))
+    assert not copies[1]
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -285,39 +285,48 @@ def two_steps(known):
     return jax.jit(run)
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_retrospective_aims_at_most_half_way_from_the_own_minimum_to_the_edge(known):
-    """Same batch twice: 2 b / A = 1 is where a step gains nothing, b / A the minimum; the aim is 1.5 b / A."""
-    w, rate = jnp.ones(3), 0.1
+@pytest.mark.parametrize(
+    ("every", "behind"),
+    [(8, {8: 7, 16: 8, 24: 8}), (3, {3: 2, 6: 5, 9: 8, 12: 3, 15: 6, 18: 9}), (12, {12: 11, 24: 12})],
+)
+def test_retrospective_judges_several_steps_together(every, behind):
+    """How many lie behind the probe of which call: as many as since the last planned one, or up to eight."""
+    problem = random_quadratic(0, condition=10.0)
+    tx = gen_optax.gen(optax.sgd(1.0), init_learning_rate=0.01, every=every, max_change=None)
 
-    def value_fn(w):
-        return jnp.sum(w**2)
+    @jax.jit
+    def step(w, state):
+        value, grad = jax.value_and_grad(problem.value_fn)(w)
+        updates, state = tx.update(grad, state, w, value=value, grad=grad, value_fn=problem.value_fn)
+        return optax.apply_updates(w, updates), state
 
-    tx = gen_optax.scale_by_gen(
-        rate, gen_optax.retrospective(), every=1, smoothing=0.0, smooth="learning_rate", max_change=None, sigma=2.0
-    )
-    update = jitted_update(tx, value_fn)
-    state = tx.init(w)
-    for _ in range(2):
-        value, grad = jax.value_and_grad(value_fn)(w)
-        extra = {"value": value, "grad": grad} if known else {}
-        updates, state = update(-2 * w, state, w, **extra)
-        w = optax.apply_updates(w, updates)
-    np.testing.assert_allclose(state.learning_rate, 0.75, rtol=1e-4)
+    w = jnp.asarray(problem.centre, jnp.float32) + 1.0
+    state, path = tx.init(w), [w]  # where each call finds the parameters
+    for call in range(1, max(behind) + 1):
+        rate = gen_state(state).applied_learning_rate
+        w, state = step(w, state)
+        info = gen_state(state).info
+        assert info.num_probes == sum(c <= call for c in behind)
+        if call in behind:
+            start = np.asarray(path[-1 - behind[call]], np.float64)
+            slope, curvature = problem.slope_and_curvature(start, path[-1] - start)
+            tolerance = 1e-5 * problem.value(start)
+            np.testing.assert_allclose(rate * info.slope, slope, atol=tolerance)
+            np.testing.assert_allclose(rate**2 * info.curvature, curvature, atol=tolerance)
+        path.append(w)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_what_retrospective_keeps(dtype):
-    """The parameters that the last step started from, in their own dtype, and one scalar."""
+    """The parameters that the last steps started from, in their own dtype."""
     w = {"a": jnp.ones(3, dtype), "n": jnp.arange(2)}
     tx = gen_optax.scale_by_gen(0.1, gen_optax.retrospective())
     state = tx.init(w)
     updates = {"a": jnp.ones(3, dtype), "n": jnp.zeros(2, jnp.int32)}
     _, new = jitted_update(tx, lambda w: jnp.sum(w["a"].astype(jnp.float32) ** 2))(updates, state, w)
     for s in (state, new):
-        jax.tree.map(np.testing.assert_array_equal, s.memory.params, w)
-        assert s.memory.params["a"].dtype == dtype
-        assert s.memory.slope.dtype == jnp.float32
+        jax.tree.map(np.testing.assert_array_equal, s.memory, w)
+        assert s.memory["a"].dtype == dtype
 
 
 @pytest.mark.parametrize("probe", [gen_optax.finite_difference(independent=True), gen_optax.exact(independent=True)])
