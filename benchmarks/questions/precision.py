@@ -2,7 +2,7 @@
 
 On a small network on real digits, in two tables. At one point: along a float32 run every third step is probed in each
 arithmetic, and the minimiser is compared with the one that the same probe finds in float32 at the same parameters,
-step and batch. Over a run: the learning rate that is found from nothing, relative to that of the float32 run.
+steps and batch. Over a run: the learning rate that is found from nothing, relative to that of the float32 run.
 """
 
 import collections
@@ -25,6 +25,7 @@ from benchmarks.questions import Study
 from gen_optax import ProbeStatus, _arithmetic
 
 SIZES, BATCH_SIZE, NUM_STEPS, STRIDE, WARM_UP = (64, 128, 128, 10), 64, 300, 3, 50
+STEPS_BEHIND = 8  # that the probe judges which looks back, as between two probes of a run
 
 
 class Arithmetic(NamedTuple):
@@ -154,9 +155,7 @@ def probe_once(probe: Any, arithmetic: Arithmetic, point: dict[str, Any], refere
     before = cast(point["before"], arithmetic.params)
     direction = cast(point["direction"], arithmetic.params)
     tx = gen_optax.scale_by_gen(init_learning_rate=point["learning_rate"], probe=probe, every=1, max_change=None)
-    after = optax.apply_updates(
-        before, cast(jax.tree.map(lambda u: point["learning_rate"] * u, direction), jnp.float32)
-    )
+    after = cast(point["after"], arithmetic.params)
     if reference:
         before, after, direction = (cast(tree, jnp.float32) for tree in (before, after, direction))
         arithmetic = FLOAT32
@@ -168,7 +167,7 @@ def probe_once(probe: Any, arithmetic: Arithmetic, point: dict[str, Any], refere
 
     state = update(tx.init(before), before, point["own_batch"])
     if isinstance(probe, type(gen_optax.retrospective())):
-        state = update(state, after, point["next_batch"])
+        state = update(state, after, point["batch_after"])
     return state.info
 
 
@@ -180,16 +179,22 @@ def loss_taken_for_float32(coarse: bool = False) -> Iterator[None]:
         yield
 
 
-def points_of(seeds: Sequence[int], stride: int = STRIDE) -> dict[str, Any]:
-    """Every so many steps of float32 runs, once a learning rate is known."""
+def by_slopes(name: str) -> contextlib.AbstractContextManager[None]:
+    """For a float32 reference that takes the same numbers as the probe does in coarse arithmetic."""
+    return loss_taken_for_float32(coarse=True) if name == "retrospective" else contextlib.nullcontext()
+
+
+def points_of(seeds: Sequence[int], stride: int = STRIDE, behind: int = STEPS_BEHIND) -> dict[str, Any]:
+    """Every so many steps of float32 runs, once a learning rate is known; and where `behind` steps lead from there."""
     trace, indices = train(seeds, FLOAT32, gen_optax.retrospective()), batches(seeds, NUM_STEPS)
-    at = np.arange(3, NUM_STEPS - 1, stride)
+    at = np.arange(3, NUM_STEPS - behind, stride)
     points = {
         "before": jax.tree.map(lambda x: x[:, at], trace.params),
         "direction": jax.tree.map(lambda x: x[:, at], trace.direction),
         "learning_rate": trace.metrics["applied_learning_rate"][:, at],
         "own_batch": indices[:, at],
-        "next_batch": indices[:, at + 1],
+        "after": jax.tree.map(lambda x: x[:, at + behind], trace.params),
+        "batch_after": indices[:, at + behind],
     }
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), points)
 
@@ -206,9 +211,11 @@ def points(seeds: int) -> list[dict[str, Any]]:
             rows.append(compare(arithmetic_name, BY_SLOPES.format("retrospective"), found, reference))
             continue
         for name, make in PROBES.items():
-            reference = infos(make(), arithmetic, trajectory, reference=True)
+            with by_slopes(name):
+                reference = infos(make(), arithmetic, trajectory, reference=True)
             rows.append(compare(arithmetic_name, name, infos(make(), arithmetic, trajectory), reference))
             if name != "exact" and arithmetic.loss == jnp.float32:
+                reference = infos(make(), arithmetic, trajectory, reference=True)
                 with loss_taken_for_float32():
                     found = infos(make(), arithmetic, trajectory)
                 rows.append(compare(arithmetic_name, AS_IF_FLOAT32.format(name), found, reference))
