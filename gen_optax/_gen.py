@@ -306,7 +306,7 @@ def gen(base: optax.GradientTransformation, **options: Any) -> optax.GradientTra
       ...   value, grads = jax.value_and_grad(loss_fn)(w)
       ...   updates, state = tx.update(grads, state, w, value=value, value_fn=loss_fn)
       ...   return optax.apply_updates(w, updates), state
-      >>> for _ in range(200):
+      >>> for _ in range(300):
       ...   w, state = step(w, state)
       >>> print(jnp.round(w, 2))
       [3. 3.]
