@@ -14,7 +14,7 @@ Without noise `2 b / A` is the edge where a single step gains nothing, so ahead 
 rate sinks, slowly, while training makes no progress. Of several steps judged as one only the progress counts that they
 make together, not what one does across the valley and the next one undoes: there it is 2.
 
-While a rate is being found, `sigma` is at most 1.3. Break-even is a state of balance, which the first steps are far
+While a rate is being found, `sigma` is at most 1.1. Break-even is a state of balance, which the first steps are far
 from: there it overshoots, and stays, since balance is found at any rate within reach. It only climbs from where it
 started: below, on a landscape that is rough in the small, probes read the roughness and their rates sink. And an ascent
 with hardly any curvature, `-b > 8 A h`, does not count: that batch disagrees with the direction, at any rate.
@@ -34,7 +34,7 @@ from gen_optax._probe import Context, Measurement
 
 _MIN_R_SQUARED = 0.99  # Algorithm 1
 _SIGMA_BACK, _SIGMA_AHEAD = 2.0, 1.6  # on an independent batch
-_FIRST_SIGMA = 1.3  # at most, while a rate is being found
+_FIRST_SIGMA = 1.1  # at most, while a rate is being found
 _STEPS_TOGETHER = 8  # that a probe judges as one, or as many as lie between two probes: fewer scatter more
 _BLIND_ASCENT = 8.0  # an ascent of more than this times A h says nothing of a rate that is being found
 # The first rate is this part of what the first step alone would bear: momentum is still to come, and curvature falls

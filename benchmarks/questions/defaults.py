@@ -25,7 +25,7 @@ VARIANTS: dict[str, dict[str, str]] = {
         "setbacks of the loss go unnoticed": "gen_horizon:setback=1e+30",
         "a hundredth of the best to start with": "gen_horizon:first_fraction=0.01",
         "a tenth": "gen_horizon:first_fraction=0.1",
-        "search at sigma = 1.1": "gen_horizon:first_sigma=1.1",
+        "search at sigma = 1.3": "gen_horizon:first_sigma=1.3",
         "search at sigma = 1.5": "gen_horizon:first_sigma=1.5",
         "search at break-even": "gen_horizon:first_sigma=2",
         "cosine decay": "gen_horizon:decay=cosine",
