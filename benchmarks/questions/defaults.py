@@ -92,11 +92,11 @@ def report(results: store.Store) -> str | None:
                     compared.setdefault(f"{name}: `{method}`", {})[workload] = cells, beside
         if compared:
             parts.append(f"## {kind.capitalize()}\n\n{pages.gains(compared, 'validation')}")
-    stress = [_under_stress(results, batch_size) for batch_size in _STRESS_BATCH_SIZES]
-    return "\n\n".join([*parts, *stress]) if parts else None
+    parts += filter(None, (_under_stress(results, batch_size) for batch_size in _STRESS_BATCH_SIZES))
+    return "\n\n".join(parts) if parts else None
 
 
-def _under_stress(results: store.Store, batch_size: int) -> str:
+def _under_stress(results: store.Store, batch_size: int) -> str | None:
     def counts(cell):
         return cell["key"]["batch_size"] == batch_size and cell["key"]["seed"] in _STRESS_SEEDS
 
@@ -113,6 +113,8 @@ def _under_stress(results: store.Store, batch_size: int) -> str:
                 lost = f"{sum(value < _LOST * best for value in entries)} of {len(entries)}"
                 numbers = (float(f(entries)) for f in (np.median, np.mean, min))
                 lines.append([kind, f"{name}: `{method}`", *numbers, lost])
+    if not lines:
+        return None
     note = (
         f"{STRESS}, {batch_size} examples a step, seeds {_STRESS_SEEDS[0]} to {_STRESS_SEEDS[-1]}, validation "
         f"metric. A run is lost that ends below {_LOST} of the best median; one that diverged counts as 0."
