@@ -69,7 +69,7 @@ def test_defaults_are_chosen_on_validation_splits_and_seeds_of_their_own(study, 
     assert not any("test" in cell["final"] for cell in cells)
     text = defaults.report(study.results)
     assert text.count("| default: `gen") == 2
-    assert "## Under stress" in text
+    assert "## Under stress" not in text  # of other cells than these
     assert quality.report(study.results) is None
 
 
@@ -82,7 +82,7 @@ def test_a_run_is_lost_under_stress(study, monkeypatch):
         study.results.put({"key": key, "diverged": False, "final": final, "workload": {"metric": "accuracy"}})
     row = "| default: `gen` | 0.88 | 0.693 | 0.3 | 1 of 3 |"
     assert row in defaults._under_stress(study.results, 8)
-    assert row not in defaults._under_stress(study.results, 4)
+    assert defaults._under_stress(study.results, 4) is None
 
 
 def test_every_variant_can_be_built():
