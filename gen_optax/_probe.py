@@ -176,11 +176,12 @@ def exact(*, independent: bool = False) -> Probe:
 
 
 def retrospective() -> Probe:
-    r"""Judges the steps since the last planned probe on the present batch, which none of them has seen.
+    r"""Judges the last steps, as one, on the present batch, which none of them has seen.
 
-    With `d` the way from the parameters then to these, the present batch gives the loss here, its slope
-    :math:`s = \langle G, d\rangle`, and with one more forward pass the loss where `d` started. Their difference
-    :math:`\Delta` is what the steps did to a fresh batch, and
+    They are all since the last planned probe; where probes come more often than at every 8th call, up to about eight.
+    With `d` their sum, the present batch gives the loss here, its slope :math:`s = \langle G, d\rangle`, and with one
+    more forward pass the loss where `d` started. Their difference :math:`\Delta` is what the steps did to a fresh
+    batch, and
 
     .. math::
       A h^2 = 2 (s - \Delta), \qquad b h = A h^2 - s .
@@ -195,7 +196,7 @@ def retrospective() -> Probe:
 
     Costs one forward pass (in coarse arithmetic one with its derivative) and an inner product at a step on which a
     probe is due, given `value` and `grad` (else a forward-mode derivative in place of the product), and one copy of the
-    parameters in the state, written where a planned probe was: the point where `d` starts. As `d` is read off the
+    parameters in the state: the point where `d` starts, written anew at every 8th call or so. As `d` is read off the
     parameters, whatever else moved or rounded them is judged with it.
 
     Steps that made a finite loss NaN or infinite are taken back, and the learning rate falls. That needs finite

@@ -97,6 +97,12 @@ def trajectory():
     return precision.points_of([0, 1, 2], stride=16)
 
 
+@pytest.fixture(scope="module")
+def single_steps():
+    """The same, where a probe that looks back judges one step alone."""
+    return precision.points_of([0, 1, 2], stride=16, behind=1)
+
+
 REFERENCES = {}
 
 
@@ -138,11 +144,10 @@ def test_finite_difference_is_right_or_abstains(name, trajectory):
 
 
 @pytest.mark.parametrize("probe", ["retrospective", "finite_difference"])
-def test_taking_the_loss_for_float32_would_be_silently_wrong(probe):
+def test_taking_the_loss_for_float32_would_be_silently_wrong(probe, single_steps):
     """What the look at the trace is for: of single steps most probes pass without it, and every third one is off."""
-    single = precision.points_of([0, 1, 2], stride=16, behind=1)
     with precision.loss_taken_for_float32():
-        error, *_ = errors(precision.PROBES[probe](), LOW["float32 weights, bfloat16 compute"], single)
+        error, *_ = errors(precision.PROBES[probe](), LOW["float32 weights, bfloat16 compute"], single_steps)
     assert np.mean(error > 0.1) > 0.25
 
 
