@@ -60,14 +60,19 @@ def require_axis_name(axis_name: Any) -> None:
     """Raises a ValueError without `axis_name` where no type will show that devices disagree."""
     if axis_name is not None:
         return
-    for name in jax.sharding.get_abstract_mesh().manual_axes:
-        if name not in varying(jax.lax.axis_index(name)):
-            raise ValueError(
-                f"scale_by_gen is updated inside pmap or shard_map(check_vma=False), over the axis {name!r}, without "
-                "axis_name: a learning rate from one device's losses would differ from those of the others. Average "
-                f"them, scale_by_gen(..., axis_name={name!r}); or pass axis_name=() where value_fn returns an average "
-                "already, or where each device trains a model of its own."
-            )
+    for name in untyped():
+        raise ValueError(
+            f"scale_by_gen is updated inside pmap or shard_map(check_vma=False), over the axis {name!r}, without "
+            "axis_name: a learning rate from one device's losses would differ from those of the others. Average "
+            f"them, scale_by_gen(..., axis_name={name!r}); or pass axis_name=() where value_fn returns an average "
+            "already, or where each device trains a model of its own."
+        )
+
+
+def untyped() -> list[Any]:
+    """The axes of `pmap` and `shard_map(check_vma=False)`: no type says what varies over them."""
+    names = jax.sharding.get_abstract_mesh().manual_axes
+    return [name for name in names if name not in varying(jax.lax.axis_index(name))]
 
 
 def require_agreement(tree: Any, learning_rate: jax.Array, axis_name: Any) -> None:

@@ -190,14 +190,14 @@ def retrospective() -> Probe:
     step does and the next one undoes does not count.
 
     In coarse arithmetic (bfloat16, float16; float32 on matrix units that round) the change of the loss drowns in its
-    rounding. There the slope :math:`s_0` at the start is measured in place of the loss, by forward-mode
-    differentiation: :math:`A h^2 = s - s_0` and :math:`b h = -s_0`. If the loss has a function with a reverse rule only
-    (`jax.custom_vjp`) that cannot be done; the probe then abstains wherever the change is too small to be seen.
+    rounding. There the slope :math:`s_0` at the start is measured in place of the loss: :math:`A h^2 = s - s_0` and
+    :math:`b h = -s_0`. It takes forward-mode differentiation or, if the loss has a function with a reverse rule only
+    (`jax.custom_vjp`, as fused attention does), a backward pass.
 
     Costs one forward pass (in coarse arithmetic one with its derivative) and an inner product at a step on which a
-    probe is due, given `value` and `grad` (else a forward-mode derivative in place of the product), and one copy of the
-    parameters in the state: the point where `d` starts, written anew at every 8th call or so. As `d` is read off the
-    parameters, whatever else moved or rounded them is judged with it.
+    probe is due, given `value` and `grad` (else a derivative along the step in place of the product), and one copy of
+    the parameters in the state: the point where `d` starts, written anew at every 8th call or so. As `d` is read off
+    the parameters, whatever else moved or rounded them is judged with it.
 
     Steps that made a finite loss NaN or infinite are taken back, and the learning rate falls. That needs finite
     updates: an optimizer whose moments would keep the NaN goes inside `optax.apply_if_finite`.
@@ -317,14 +317,15 @@ class Retrospective:
         """The loss at both ends of the steps, and the slope at the far end; in coarse arithmetic at both ends."""
         step = self.judged(context)
         arithmetic = _arithmetic.arithmetic(context.loss, context.params)
+        in_reverse = not arithmetic.forward_mode and _reverses(context)
         if context.value is None or context.grad is None:
-            value, ascent = _value_and_ascent(context, context.params, step)
+            value, ascent = _value_and_ascent(context, context.params, step, in_reverse)
         else:
             value, ascent = context.value, _axes.inner_product(context.grad, step, context.axis_name)
             arithmetic = arithmetic._replace(eps=max(arithmetic.eps, float(jnp.finfo(value.dtype).eps)))
             value = _axes.mean(_at_least_float32(value), context.axis_name)
-        if arithmetic.is_coarse and arithmetic.forward_mode:
-            start_value, start_ascent = _value_and_ascent(context, context.memory, step)
+        if arithmetic.is_coarse and (arithmetic.forward_mode or in_reverse):
+            start_value, start_ascent = _value_and_ascent(context, context.memory, step, in_reverse)
             curvature = ascent - start_ascent
             slope = -start_ascent
             noise = _SLOPE_ULPS * arithmetic.eps * jnp.maximum(jnp.abs(ascent), jnp.abs(start_ascent))
@@ -343,13 +344,32 @@ class Retrospective:
         )
 
 
-def _value_and_ascent(context: Context, params: optax.Params, step: optax.Updates) -> tuple[jax.Array, jax.Array]:
-    """The loss and its derivative along `step`, of all devices, by forward-mode differentiation."""
+def _value_and_ascent(
+    context: Context, params: optax.Params, step: optax.Updates, in_reverse: bool
+) -> tuple[jax.Array, jax.Array]:
+    """The loss and its derivative along `step`, of all devices."""
     # Along the step at the order of one, as in `Exact`.
     size = _axes.maximum(_loss.power_of_two(step), context.axis_name)
-    value, slope = _loss.value_and_slope(context.loss, params, _loss.scale(step, 1 / size))
+    step = _loss.scale(step, 1 / size)
+    if in_reverse:
+        value, slope = _value_and_slope_in_reverse(context, params, step)
+    else:
+        value, slope = _loss.value_and_slope(context.loss, params, step)
     value, ascent = (_axes.mean(_at_least_float32(x), context.axis_name) for x in (value, -slope))
     return value, size * ascent
+
+
+def _value_and_slope_in_reverse(context, params, step):
+    """By reverse-mode differentiation after the step size: where a function has no other rule (`jax.custom_vjp`)."""
+    here = 0 * context.step_size  # varies over the axes over which the learning rate does, and no others
+    value, ascent = jax.value_and_grad(lambda t: context.loss(_loss.step_along(params, step, t)))(here)
+    # What varies over further axes was added up over these, so that the derivative varies like `here`.
+    return value, -ascent / math.prod(jax.lax.psum(1, name) for name in _axes.varying(value) - _axes.varying(ascent))
+
+
+def _reverses(context: Context) -> bool:
+    """Whether the derivative in reverse is that of all devices: not if unseen they have averaged the loss already."""
+    return context.axis_name != () or not _axes.untyped()
 
 
 def _at_least_float32(x: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ import re
 import sys
 import traceback
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -51,12 +52,27 @@ def loss_fn(params, batch):
     return jnp.mean((jnp.tanh(batch["x"] @ params["in"] + params["bias"]) @ params["out"] - batch["y"]) ** 2)
 
 
+@jax.custom_vjp
+def tanh(x):
+    return jnp.tanh(x)
+
+
+tanh.defvjp(lambda x: (jnp.tanh(x), x), lambda x, g: (g * (1 - jnp.tanh(x) ** 2),))
+
+
+def loss_in_reverse(params, batch):
+    """The same for a probe that has to differentiate, since there is bfloat16, and in reverse, as `tanh` has to be."""
+    seen = 0 * jnp.sum(params["bias"].astype(jnp.bfloat16)).astype(jnp.float32)
+    return seen + jnp.mean((tanh(batch["x"] @ params["in"] + params["bias"]) @ params["out"] - batch["y"]) ** 2)
+
+
 def optimizer(options, **more):
     return gen_optax.gen(optax.adamw(1.0), **({"every": EVERY, "smoothing": 0.5} | OPTIONS[options] | more))
 
 
-def plain_step(tx, loss=loss_fn):
+def plain_step(tx, loss=None):
     """A training step that knows nothing of devices."""
+    loss = loss or loss_fn
 
     def step(params, state, batch):
         value, grads = jax.value_and_grad(loss)(params, batch)
@@ -251,6 +267,12 @@ def nan_on_one_device(options, in_gradient=False):
     return {"rates": np.asarray(gen.learning_rate).tolist(), "statuses": np.asarray(gen.info.status).tolist()}
 
 
+def in_reverse(case, *args, **more):
+    """A case with the retrospective probe and `loss_in_reverse`."""
+    with mock.patch.object(sys.modules[__name__], "loss_fn", loss_in_reverse):
+        return case("retrospective", *args, **more)
+
+
 def message(function):
     try:
         function()
@@ -319,6 +341,24 @@ CASES = {
     **{
         f"one model per device, {name}": functools.partial(one_model_per_device, name)
         for name in ("retrospective", "cold start")
+    },
+    **{
+        f"{name}, in reverse": functools.partial(in_reverse, case, *args, **more)
+        for name, (case, args, more) in {
+            "one device": (one_device, (), {}),
+            "jit, data parallel": (under_jit, ("data parallel",), {}),
+            "jit, fully sharded": (under_jit, ("fully sharded",), {}),
+            "shard_map, averaged loss": (under_shard_map, (), {}),
+            "shard_map, two axes": (
+                under_shard_map,
+                (("replica", "data"), (2, 4)),
+                {"averaged": False},
+            ),
+            "shard_map, unchecked": (unchecked, (), {}),
+            "shard_map, sharded by hand": (manually_sharded, (), {}),
+            "pmap": (under_pmap, (), {}),
+            "one model per device": (one_model_per_device, (), {}),
+        }.items()
     },
     "NaN in a loss": functools.partial(nan_on_one_device, "three points"),
     "NaN in a step": functools.partial(nan_on_one_device, "three points", True),

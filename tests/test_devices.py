@@ -62,7 +62,7 @@ def test_there_is_something_to_agree_on(result):
     assert ProbeStatus.ACCEPTED in np.unique(result["statuses"]) or result["rates"][0][0] < 0.1
 
 
-@pytest.mark.parametrize("options", ["retrospective", "cold start"])
+@pytest.mark.parametrize("options", ["retrospective", "cold start", "in reverse"])
 def test_devices_may_train_models_of_their_own(results, options):
     """The state varies over the axis: no error, no average."""
     result, reference = results[f"one model per device, {options}"], results[f"one device, {options}"]

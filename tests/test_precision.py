@@ -260,24 +260,31 @@ def test_x64(name, dtype):
         np.testing.assert_allclose(state.info.optimal_learning_rate, slope / curvature, rtol)
 
 
-def test_a_reverse_rule_in_low_precision_leaves_the_loss_to_look_at():
-    """No slope can be had there in forward mode: the probe falls back, and sees that it sees too little."""
+@pytest.mark.parametrize("given", [True, False], ids=["value and grad given", "none given"])
+@pytest.mark.parametrize("dtype", [BF16, F32], ids=["bfloat16", "float32"])
+def test_a_function_with_a_reverse_rule_only_is_differentiated_in_reverse(given, dtype):
+    """Fused attention is one. The probe sees what it sees of the same function with every rule."""
 
-    def loss(w, offset):
-        return offset + jnp.mean(reverse_only(w.astype(BF16)).astype(F32) ** 2)
+    def loss(w, function):
+        return 3.0 + jnp.mean(function(w["a"].astype(dtype)).astype(F32) ** 2) + w["b"] ** 2
 
-    def status(offset):
+    def info(function):
         tx = gen_optax.scale_by_gen(0.1, gen_optax.retrospective(), every=1)
-        w, fn = jnp.linspace(0.1, 1, 64), functools.partial(loss, offset=offset)
+        fn = functools.partial(loss, function=function)
+        w = {"a": jnp.linspace(0.1, 1, 64), "b": jnp.float32(0.5), "n": jnp.arange(3)}
         state = tx.init(w)
         for _ in range(2):
-            value, grad = jax.value_and_grad(fn)(w)
-            updates, state = tx.update(-w, state, w, value=value, grad=grad, value_fn=fn)
+            value, grad = jax.value_and_grad(fn, allow_int=True)(w)
+            kept = {"value": value, "grad": grad} if given else {}
+            updates, state = tx.update(jax.tree.map(jnp.negative, w), state, w, **kept, value_fn=fn)
             w = optax.apply_updates(w, updates)
-        return state.info.status
+        return state.info
 
-    assert status(3.0) == ProbeStatus.BELOW_ROUNDING
-    assert status(0.0) != ProbeStatus.BELOW_ROUNDING
+    seen, expected = info(reverse_only), info(jnp.sin)
+    assert seen.status == expected.status == ProbeStatus.ACCEPTED
+    rtol = 0.02 if dtype == BF16 else 1e-4
+    np.testing.assert_allclose(seen.slope, expected.slope, rtol)
+    np.testing.assert_allclose(seen.curvature, expected.curvature, rtol)
 
 
 def test_the_guide_shows_the_measured_numbers():
