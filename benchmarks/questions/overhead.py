@@ -1,12 +1,14 @@
 """Overhead: what does a step cost, in time and memory, beside the same base optimizer?
 
 A multilayer perceptron of the wanted size, batch 64, AdamW: little work for so many parameters, hence the worst case
-for everything that is done with each of them. Then the largest workloads of the suite as they are. The base optimizer
-and every probe take turns in one process, a period of Phi steps each, and the ratio of their times is the median over
-the turns. F (a forward pass), B (forward and backward less F) and the base step S are timed in the same turns. The
-paper's model of the cost is `1 + k F / (Phi (F + B))` with k forward passes per probe; with S in place of F + B it also
-counts the optimizer's own work. Memory is XLA's own account of the compiled step: arguments, results and temporaries,
-less what is shared.
+for everything that is done with each of them. Then the largest workloads of the suite as they are and, where there is
+an accelerator, a transformer of the size of GPT-2 in bfloat16. The base optimizer and every probe take turns in one
+process, a period of Phi steps each, and the ratio of their times is the median over the turns. F (a forward pass), B
+(forward and backward less F) and the base step S are timed in the same turns. The paper's model of the cost is
+`1 + k F / (Phi (F + B))` with k forward passes per probe; with S in place of F + B it also counts the optimizer's own
+work. Where arithmetic is coarse (bfloat16; float32 on an accelerator) `retrospective` takes a derivative in place of a
+loss, which the model does not count. Memory is XLA's own account of the compiled step: arguments, results and
+temporaries, less what is shared.
 """
 
 import time
@@ -19,8 +21,10 @@ import numpy as np
 
 from benchmarks import methods, runner, store
 from benchmarks import report as pages
+from benchmarks.models.transformer import GPT
 from benchmarks.questions import Study
 from benchmarks.workload import Workload
+from benchmarks.workloads._common import cross_entropy, flax_functions
 from gen_optax import _control
 
 # Probes by their settings, and the forward passes that each is said to cost.
@@ -63,6 +67,8 @@ def run(study: Study) -> None:
             turns = 1 if study.tiny else _TURNS
             key = {"workload": workload.name, "every": _EVERY}
             study.measure(_NOTE, key, lambda workload=workload, turns=turns: measure(workload, _EVERY, turns))
+        if jax.default_backend() != "cpu" and not study.tiny:
+            study.measure(_NOTE, {"workload": "gpt2_sized", "every": _EVERY}, lambda: measure(gpt(), _EVERY, _TURNS))
 
 
 def report(results: store.Store) -> str | None:
@@ -186,6 +192,38 @@ def perceptron(size: int) -> Workload:
         batches=batches,
         evaluate=lambda params, model_state, split: {"loss": 0.0},
     )
+
+
+def gpt() -> Workload:
+    """A language model of the smallest GPT-2's sizes, 163 million parameters as the output has its own, on noise."""
+    vocabulary, length, batch_size = 50_257, 1024, 8
+    init, apply = flax_functions(
+        GPT(vocabulary, length, width=768, depth=12, num_heads=12), np.zeros((1, length), np.int32)
+    )
+
+    def loss_fn(params, model_state, batch, key):
+        logits, _ = apply(params, model_state, batch["tokens"][:, :-1], key)
+        return cross_entropy(logits, batch["tokens"][:, 1:]).mean(), model_state
+
+    def batches(seed, batch_size):
+        rng = np.random.default_rng(seed)
+        while True:
+            yield {"tokens": rng.integers(0, vocabulary, (batch_size, length + 1), dtype=np.int32)}
+
+    workload = Workload(
+        name="gpt2_sized",
+        base="adamw",
+        weight_decay=0.01,
+        num_steps=10_000,
+        batch_size=batch_size,
+        metric="loss",
+        higher_is_better=False,
+        init=init,
+        loss_fn=loss_fn,
+        batches=batches,
+        evaluate=lambda params, model_state, split: {"loss": 0.0},
+    )
+    return runner.in_precision(workload, "mixed")
 
 
 def memory_of(compiled: Any) -> int:
