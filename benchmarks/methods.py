@@ -176,6 +176,7 @@ _CONSTANTS = (
     "blind_ascent",
     "first_fraction",
     "first_sigma",
+    "max_weight",
     "memory",
     "num_first_probes",
     "setback",
