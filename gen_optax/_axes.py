@@ -7,6 +7,7 @@ where it was forgotten. `shard_map` types every value with the axes over which i
 """
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -46,7 +47,12 @@ def inner_product(a: Any, step: Any, axis_name: Any, factor: jax.typing.ArrayLik
 
 def num_shards(x: Any, axis_name: Any) -> int:
     """Over how many devices of the axes `x` is known to be split."""
-    return math.prod(jax.lax.psum(1, name) for name in varying(x) & set(_names(axis_name)))
+    return num_devices(varying(x) & set(_names(axis_name)))
+
+
+def num_devices(names: Iterable[Any]) -> int:
+    """The number of devices along all of these axes together."""
+    return math.prod(jax.lax.psum(1, name) for name in names)
 
 
 def varying(x: Any) -> frozenset[Any]:

@@ -364,7 +364,7 @@ def _value_and_slope_in_reverse(context, params, step):
     here = 0 * context.step_size  # varies over the axes over which the learning rate does, and no others
     value, ascent = jax.value_and_grad(lambda t: context.loss(_loss.step_along(params, step, t)))(here)
     # What varies over further axes was added up over these, so that the derivative varies like `here`.
-    return value, -ascent / math.prod(jax.lax.psum(1, name) for name in _axes.varying(value) - _axes.varying(ascent))
+    return value, -ascent / _axes.num_devices(_axes.varying(value) - _axes.varying(ascent))
 
 
 def _reverses(context: Context) -> bool:

@@ -12,6 +12,15 @@ import optax
 import gen_optax
 
 
+@jax.custom_vjp
+def sine_in_reverse(x):
+    """A function that forward-mode differentiation cannot go through, as it cannot through fused attention."""
+    return jnp.sin(x)
+
+
+sine_in_reverse.defvjp(lambda x: (jnp.sin(x), x), lambda x, g: (g * jnp.cos(x),))
+
+
 class Quadratic(NamedTuple):
     """`L(w) = 1/2 (w - c)^T H (w - c) + offset`, in float64; `value_fn` evaluates it in the dtype of `w`."""
 

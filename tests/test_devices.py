@@ -91,6 +91,14 @@ def test_an_average_inside_of_an_untyped_loss_is_declared_by_an_empty_axis_name(
     assert results["unchecked, declared"] == {"type": None, "message": ""}
 
 
+def test_an_average_inside_of_an_untyped_loss_is_not_differentiated_in_reverse(results):
+    """That would be the derivative of one device's part: the probe looks at the loss instead."""
+    result, reference = results["unchecked, declared, by losses"], results["one device, by losses"]
+    assert "error" not in result, result["error"]
+    np.testing.assert_allclose(result["rates"], reference["rates"], RTOL)
+    assert result["statuses"] == reference["statuses"]
+
+
 def sizes(result, program, kind=None):
     """Bytes of each collective in a program."""
     return [size for k, size in result[program] if kind in (None, k)]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import KINDS, gen_state, one_probe, random_quadratic
+from helpers import KINDS, gen_state, one_probe, random_quadratic, sine_in_reverse
 
 import gen_optax
 from benchmarks import store
@@ -23,14 +23,6 @@ EPS = {dtype: float(jnp.finfo(dtype).eps) for dtype in (BF16, F16, F32)}
 LOW = {name: a for name, a in precision.ARITHMETICS.items() if a is not precision.FLOAT32}
 MIXED = ["float32 weights, bfloat16 compute", "float32 weights, float16 compute"]
 ABSTAINS = {ProbeStatus.BELOW_ROUNDING, ProbeStatus.NO_CURVATURE}
-
-
-@jax.custom_vjp
-def reverse_only(x):
-    return jnp.sin(x)
-
-
-reverse_only.defvjp(lambda x: (jnp.sin(x), x), lambda x, g: (g * jnp.cos(x),))
 
 
 def in_bf16(w, x):
@@ -62,8 +54,8 @@ def in_a_branch(w, x):
         (in_a_branch, EPS[F16], True),
         (lambda w, x: jnp.sum(jax.nn.relu(w.astype(BF16))).astype(F32), EPS[BF16], True),  # a custom_jvp
         (lambda w, x: jnp.sum(w).astype(BF16), EPS[BF16], True),
-        (lambda w, x: jnp.sum(reverse_only(w)), EPS[F32], False),
-        (jax.jit(lambda w, x: jnp.sum(w * reverse_only(x))), EPS[F32], True),
+        (lambda w, x: jnp.sum(sine_in_reverse(w)), EPS[F32], False),
+        (jax.jit(lambda w, x: jnp.sum(w * sine_in_reverse(x))), EPS[F32], True),
         (lambda w, x: jnp.float32(1.0), EPS[F32], True),
     ],
 )
@@ -280,7 +272,7 @@ def test_a_function_with_a_reverse_rule_only_is_differentiated_in_reverse(given,
             w = optax.apply_updates(w, updates)
         return state.info
 
-    seen, expected = info(reverse_only), info(jnp.sin)
+    seen, expected = info(sine_in_reverse), info(jnp.sin)
     assert seen.status == expected.status == ProbeStatus.ACCEPTED
     rtol = 0.02 if dtype == BF16 else 1e-4
     np.testing.assert_allclose(seen.slope, expected.slope, rtol)

@@ -24,7 +24,7 @@ from benchmarks import report as pages
 from benchmarks.models.transformer import GPT
 from benchmarks.questions import Study
 from benchmarks.workload import Workload
-from benchmarks.workloads._common import cross_entropy, flax_functions
+from benchmarks.workloads.language import language_model
 from gen_optax import _control
 
 # Probes by their settings, and the forward passes that each is said to cost.
@@ -196,32 +196,15 @@ def perceptron(size: int) -> Workload:
 
 def gpt() -> Workload:
     """A language model of the smallest GPT-2's sizes, 163 million parameters as the output has its own, on noise."""
-    vocabulary, length, batch_size = 50_257, 1024, 8
-    init, apply = flax_functions(
-        GPT(vocabulary, length, width=768, depth=12, num_heads=12), np.zeros((1, length), np.int32)
-    )
-
-    def loss_fn(params, model_state, batch, key):
-        logits, _ = apply(params, model_state, batch["tokens"][:, :-1], key)
-        return cross_entropy(logits, batch["tokens"][:, 1:]).mean(), model_state
-
-    def batches(seed, batch_size):
-        rng = np.random.default_rng(seed)
-        while True:
-            yield {"tokens": rng.integers(0, vocabulary, (batch_size, length + 1), dtype=np.int32)}
-
-    workload = Workload(
+    vocabulary, length = 50_257, 1024
+    noise = np.random.default_rng(0).integers(0, vocabulary, (64, length + 1), dtype=np.int32)
+    workload = language_model(
         name="gpt2_sized",
-        base="adamw",
         weight_decay=0.01,
         num_steps=10_000,
-        batch_size=batch_size,
-        metric="loss",
-        higher_is_better=False,
-        init=init,
-        loss_fn=loss_fn,
-        batches=batches,
-        evaluate=lambda params, model_state, split: {"loss": 0.0},
+        batch_size=8,
+        module=GPT(vocabulary, length, width=768, depth=12, num_heads=12),
+        splits={split: {"tokens": noise} for split in ("train", "validation", "test")},
     )
     return runner.in_precision(workload, "mixed")
 

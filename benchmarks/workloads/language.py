@@ -30,7 +30,7 @@ def gpt_moby(tiny: bool = False) -> Workload:
             "validation": _windows([text[-2 * held_out : -held_out]]),
             "test": _windows([text[-held_out:]]),
         }
-    return _language_model(
+    return language_model(
         name="gpt_moby",
         weight_decay=0.01,
         num_steps=20 if tiny else 600,
@@ -42,7 +42,7 @@ def gpt_moby(tiny: bool = False) -> Workload:
 
 def gpt_sotu(tiny: bool = False) -> Workload:
     """Next byte pair, 865 thousand parameters, 16 x 64 tokens a step."""
-    return _language_model(
+    return language_model(
         name="gpt_sotu",
         weight_decay=0.01,
         num_steps=20 if tiny else 300,
@@ -54,7 +54,8 @@ def gpt_sotu(tiny: bool = False) -> Workload:
     )
 
 
-def _language_model(*, module: GPT, splits: Splits, **settings) -> Workload:
+def language_model(*, module: GPT, splits: Splits, **settings) -> Workload:
+    """The workload of a network and the windows of tokens, `{split: {"tokens": [n, length + 1]}}`, that it predicts."""
     init, apply = flax_functions(module, splits["train"]["tokens"][:1, :-1])
 
     def token_losses(params, model_state, batch, key=None):
