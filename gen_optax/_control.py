@@ -34,8 +34,8 @@ from gen_optax._probe import Context, Measurement
 
 _MIN_R_SQUARED = 0.99  # Algorithm 1
 _SIGMA_BACK, _SIGMA_AHEAD = 2.0, 1.6  # on an independent batch
-_FIRST_SIGMA = 1.1  # at most, while a rate is being found
-_STEPS_TOGETHER = 8  # that a probe judges as one, or as many as lie between two probes: fewer scatter more
+_FIRST_SIGMA = 1.0  # at most, while a rate is being found
+_STEPS_TOGETHER = 16  # that a probe judges as one, or as many as lie between two probes: fewer scatter more
 _BLIND_ASCENT = 8.0  # an ascent of more than this times A h says nothing of a rate that is being found
 # The first rate is this part of what the first step alone would bear: momentum is still to come, and curvature falls
 # from its height at the start. The climb from there costs a few dozen steps, an overshoot may cost the run.
@@ -45,7 +45,7 @@ _KEPT_RANGE = 10.0
 _NUM_FIRST_RATES = 18  # 2^17 > 1e5: from a step of 1e-5 relative to the parameters to one of their own size
 # While the rate is being found every call probes, this many times; a probe at call t has the weight
 # _MEMORY * (calls since the last probe) / t, at most _MAX_WEIGHT: an average over a fixed part of the past.
-_NUM_FIRST_PROBES, _MEMORY, _MAX_WEIGHT = 50, 4.0, 0.25
+_NUM_FIRST_PROBES, _MEMORY, _MAX_WEIGHT = 50, 4.0, 0.5
 # A step that multiplies the loss of a fresh batch by the first has overshot beyond doubt: the rate falls unsmoothed,
 # and below the clamp. (Not so several steps, after the search: small losses of few examples double by chance.) A loss
 # that is the second times that of the last probe makes a probe due at once. That one is there because its batch is a
@@ -57,8 +57,8 @@ _OVERSHOT_GROWTH, _ALARMING_GROWTH = 2.0, 3.0
 _OVERSHOOT_FACTOR = 0.1
 # A setback: the average of the loss stands above the lowest it has been by this part of what it had gained until then,
 # and by this many of its standard errors. The second alone would mind the ripple of a full batch, the first noise. One
-# outlier, however large, amounts to sqrt((2 - weight) / (1 - weight)) of them, with _MAX_WEIGHT 1.53.
-_SETBACK, _SETBACK_ERRORS = 0.25, 1.6
+# outlier, however large, amounts to sqrt((2 - weight) / (1 - weight)) of them, with _MAX_WEIGHT 1.73.
+_SETBACK, _SETBACK_ERRORS = 0.25, 1.75
 _MIN_SETBACK_PROBES = 10
 
 
@@ -248,9 +248,13 @@ def finding(rule: Rule, first_learning_rate: jax.Array, learning_rate: jax.Array
     return (learning_rate == 0) | ((first_learning_rate > 0) & (num_probes < _NUM_FIRST_PROBES))
 
 
-def judged_together(rule: Rule) -> Any:
-    """How many steps at most a probe judges that looks back: a multiple of those from one planned probe to the next."""
-    return rule.every * -(-_STEPS_TOGETHER // rule.every)
+def begins(rule: Rule, count: jax.Array) -> jax.Array:
+    """Whether what the next probes judge starts where call number `count` starts its step; the first is number 1.
+
+    At every 16th call, or a multiple of `every`; until then at every power of two, as the first steps are the wildest.
+    """
+    together = rule.every * -(-_STEPS_TOGETHER // rule.every)
+    return (count % together == 0) | ((count < together) & (count & (count - 1) == 0))
 
 
 def alarming(value: jax.Array, last_value: jax.Array, num_probes: jax.Array) -> jax.Array:

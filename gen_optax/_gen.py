@@ -55,7 +55,7 @@ class GenState(NamedTuple):
 def scale_by_gen(
     init_learning_rate: float | None = None,
     probe: _probe.Probe | None = None,
-    every: int = 8,
+    every: int = 16,
     smoothing: float = 0.95,
     smooth: Literal["learning_rate", "log", "coefficients"] = "log",
     max_change: float | None = 2.0,
@@ -265,7 +265,7 @@ def scale_by_gen(
         if not probe.looks_back:
             return _loss.scale(updates, applied), state
         # What the next probes judge starts here or, after a step back, where that leads: to where the memory is.
-        begins = (first | (state.count % _control.judged_together(rule) == 0)) & ~unsafe
+        begins = _control.begins(rule, state.count) & ~unsafe
         memory = jax.lax.cond(begins, lambda: params, lambda: state.memory)
         back = probe.judged(context._replace(memory=memory))
         return _taken_back(unsafe, back, _loss.scale(updates, applied)), state._replace(memory=memory)

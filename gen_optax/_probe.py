@@ -32,6 +32,8 @@ from gen_optax import _arithmetic, _axes, _fit, _loss
 _ROUNDING_ULPS = 8
 # A slope is a difference already, so its rounding is relative to itself.
 _SLOPE_ULPS = 2
+# A loss that is not finite counts as a rise of this many times the change that is seen.
+_WALL = 1000.0
 
 
 class Measurement(NamedTuple):
@@ -178,26 +180,27 @@ def exact(*, independent: bool = False) -> Probe:
 def retrospective() -> Probe:
     r"""Judges the last steps, as one, on the present batch, which none of them has seen.
 
-    They are all since the last planned probe; where probes come more often than at every 8th call, up to about eight.
-    With `d` their sum, the present batch gives the loss here, its slope :math:`s = \langle G, d\rangle`, and with one
-    more forward pass the loss where `d` started. Their difference :math:`\Delta` is what the steps did to a fresh
-    batch, and
+    They are the last 16 or, where probes come more often than at every 16th call, up to 16. With `d` their sum, the
+    present batch gives the loss :math:`L_-` where `d` started, :math:`L_0` here and :math:`L_+` as far beyond: the
+    three points of Algorithm 1, about the present parameters, on a batch that had no part in the steps. The parabola
+    through them starts where the steps did,
 
     .. math::
-      A h^2 = 2 (s - \Delta), \qquad b h = A h^2 - s .
+      A h^2 = L_+ - 2 L_0 + L_-, \qquad b h = A h^2 - \tfrac12 (L_+ - L_-) .
 
-    Of `k` steps together the batch's noise hides less than of one: they have gone up to `k` times as far. And what one
-    step does and the next one undoes does not count.
+    Of `k` steps together the batch's noise hides less than of one: they have gone up to `k` times as far. What one
+    step does and the next one undoes does not count. And losses see the landscape at the scale of the way, where a
+    slope, as it would be free here, may see no more than a wrinkle in it (batch norm over few examples).
 
-    In coarse arithmetic (bfloat16, float16; float32 on matrix units that round) the change of the loss drowns in its
-    rounding. There the slope :math:`s_0` at the start is measured in place of the loss: :math:`A h^2 = s - s_0` and
-    :math:`b h = -s_0`. It takes forward-mode differentiation or, if the loss has a function with a reverse rule only
-    (`jax.custom_vjp`, as fused attention does), a backward pass.
+    In coarse arithmetic (bfloat16, float16; float32 on matrix units that round) changes of the loss drown in its
+    rounding. There the slopes :math:`s_0` at the start and :math:`s` here are measured in place of the losses:
+    :math:`A h^2 = s - s_0` and :math:`b h = -s_0`. It takes forward-mode differentiation or, if the loss has a function
+    with a reverse rule only (`jax.custom_vjp`, as fused attention does), a backward pass.
 
-    Costs one forward pass (in coarse arithmetic one with its derivative) and an inner product at a step on which a
-    probe is due, given `value` and `grad` (else a derivative along the step in place of the product), and one copy of
-    the parameters in the state: the point where `d` starts, written anew at every 8th call or so. As `d` is read off
-    the parameters, whatever else moved or rounded them is judged with it.
+    Costs two forward passes, given `value` (in coarse arithmetic one with its derivative and an inner product, given
+    `value` and `grad`, else two), at a step on which a probe is due, and one copy of the parameters in the state: the
+    point where `d` starts, written anew at every 16th call or so. As `d` is read off the parameters, whatever else
+    moved or rounded them is judged with it.
 
     Steps that made a finite loss NaN or infinite are taken back, and the learning rate falls. That needs finite
     updates: an optimizer whose moments would keep the NaN goes inside `optax.apply_if_finite`.
@@ -314,34 +317,55 @@ class Retrospective:
         return _loss.difference(context.params, context.memory)
 
     def measure(self, context):
-        """The loss at both ends of the steps, and the slope at the far end; in coarse arithmetic at both ends."""
+        """The losses at both ends of the steps and as far beyond; in coarse arithmetic the slopes at both ends."""
         step = self.judged(context)
         arithmetic = _arithmetic.arithmetic(context.loss, context.params)
         in_reverse = not arithmetic.forward_mode and _reverses(context)
-        if context.value is None or context.grad is None:
-            value, ascent = _value_and_ascent(context, context.params, step, in_reverse)
-        else:
-            value, ascent = context.value, _axes.inner_product(context.grad, step, context.axis_name)
-            arithmetic = arithmetic._replace(eps=max(arithmetic.eps, float(jnp.finfo(value.dtype).eps)))
-            value = _axes.mean(_at_least_float32(value), context.axis_name)
         if arithmetic.is_coarse and (arithmetic.forward_mode or in_reverse):
-            start_value, start_ascent = _value_and_ascent(context, context.memory, step, in_reverse)
-            curvature = ascent - start_ascent
-            slope = -start_ascent
-            noise = _SLOPE_ULPS * arithmetic.eps * jnp.maximum(jnp.abs(ascent), jnp.abs(start_ascent))
+            return _from_slopes(context, step, arithmetic.eps, in_reverse)
+
+        def loss_at(params):
+            return _axes.mean(_at_least_float32(context.loss(params)), context.axis_name)
+
+        eps = arithmetic.eps
+        if context.value is None:
+            value = loss_at(context.params)
         else:
-            start_value = _axes.mean(_at_least_float32(context.loss(context.memory)), context.axis_name)
-            curvature = 2 * (ascent - (value - start_value))
-            slope = curvature - ascent
-            noise = _ROUNDING_ULPS * arithmetic.eps * jnp.maximum(jnp.abs(value), jnp.abs(start_value))
+            eps = max(eps, float(jnp.finfo(context.value.dtype).eps))
+            value = _axes.mean(_at_least_float32(context.value), context.axis_name)
+        start_value = loss_at(context.memory)
+        beyond = loss_at(_loss.step_along(context.params, step, 1.0))
+        noise = _ROUNDING_ULPS * eps * jnp.maximum(jnp.abs(value), jnp.abs(start_value))
+        fall, rise = start_value - value, beyond - value
+        # Where the way does not lead on, for the loss is not finite there, a wall stands for it.
+        rise = jnp.where(jnp.isfinite(rise), rise, _WALL * jnp.maximum(jnp.abs(fall), noise))
         return Measurement(
             value=start_value,
-            slope=slope,
-            curvature=curvature,
+            slope=(3 * fall + rise) / 2,
+            curvature=fall + rise,
             r_squared=jnp.ones_like(value),
             noise=noise,
             end_value=value,
         )
+
+
+def _from_slopes(context: Context, step: optax.Updates, eps: float, in_reverse: bool) -> Measurement:
+    """The parabola from the slopes at both ends of the steps; the one here is free where the gradient is known."""
+    if context.value is None or context.grad is None:
+        value, ascent = _value_and_ascent(context, context.params, step, in_reverse)
+    else:
+        value, ascent = context.value, _axes.inner_product(context.grad, step, context.axis_name)
+        eps = max(eps, float(jnp.finfo(value.dtype).eps))
+        value = _axes.mean(_at_least_float32(value), context.axis_name)
+    start_value, start_ascent = _value_and_ascent(context, context.memory, step, in_reverse)
+    return Measurement(
+        value=start_value,
+        slope=-start_ascent,
+        curvature=ascent - start_ascent,
+        r_squared=jnp.ones_like(value),
+        noise=_SLOPE_ULPS * eps * jnp.maximum(jnp.abs(ascent), jnp.abs(start_ascent)),
+        end_value=value,
+    )
 
 
 def _value_and_ascent(

@@ -131,8 +131,8 @@ def test_a_given_rate_is_kept_where_it_is_plausible(probe, given, least, most):
     assert least * 0.99 <= rate <= most * 1.2  # the exact probe of that call moves the rate it has found
 
 
-def test_a_plausible_rate_is_probed_at_every_eighth_call_only():
-    _, rates, state = train(gen_optax.gen_sgd(init_learning_rate=0.1), bowl, jnp.ones(4), 7)
+def test_a_plausible_rate_is_probed_at_every_16th_call_only():
+    _, rates, state = train(gen_optax.gen_sgd(init_learning_rate=0.1), bowl, jnp.ones(4), 15)
     assert np.all(rates == np.float32(0.1))
     assert optax.tree.get(state, "num_probes") == 0
     assert optax.tree.get(state, "first_learning_rate") == 0

@@ -183,7 +183,7 @@ def test_an_overshot_beyond_doubt_is_not_smoothed(end_value, looks_back, planned
     settings = {"independent": True, "smoothing": 0.9, "smooth": "log", "max_change": 2.0, "searches": True}
     about = {"looks_back": looks_back, "planned": planned, "num_probes": num_probes, "first_rate": 1e-3}
     rate, *_ = next_rate(measurement(-1.0, 2.0, end_value=end_value), **settings, **about)
-    weight = 0.25 if num_probes == 10 else 0.1
+    weight = 0.4 if num_probes == 10 else 0.1
     assert rate == pytest.approx(0.05 if falls else 0.1 * 0.5**weight)
 
 

@@ -18,7 +18,7 @@ COSTS = {
     "five points": (gen_optax.finite_difference((-1.0, -0.5, 0.0, 0.5, 1.0)), 4, 5),
     "free slope": (gen_optax.finite_difference(free_slope=True), 1, None),
     "checked free slope": (gen_optax.finite_difference((0.5, 1.0), free_slope=True), 2, None),
-    "retrospective": (gen_optax.retrospective(), 1, None),
+    "retrospective": (gen_optax.retrospective(), 2, 3),
 }
 
 

@@ -287,10 +287,15 @@ def two_steps(known):
 
 @pytest.mark.parametrize(
     ("every", "behind"),
-    [(8, {8: 7, 16: 8, 24: 8}), (3, {3: 2, 6: 5, 9: 8, 12: 3, 15: 6, 18: 9}), (12, {12: 11, 24: 12})],
+    [
+        (8, {8: 4, 16: 8, 24: 8, 32: 16}),
+        (3, {3: 1, 6: 2, 9: 1, 12: 4, 15: 7, 18: 2, 21: 3, 24: 6, 27: 9, 30: 12, 33: 15, 36: 18}),
+        (16, {16: 8, 32: 16, 48: 16}),
+        (24, {24: 8, 48: 24}),
+    ],
 )
 def test_retrospective_judges_several_steps_together(every, behind):
-    """How many lie behind the probe of which call: as many as since the last planned one, or up to eight."""
+    """How many lie behind the probe of which call: up to 16, and fewer at first."""
     problem = random_quadratic(0, condition=10.0)
     tx = gen_optax.gen(optax.sgd(1.0), init_learning_rate=0.01, every=every, max_change=None)
 

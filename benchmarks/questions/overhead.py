@@ -29,30 +29,30 @@ from gen_optax import _control
 
 # Probes by their settings, and the forward passes that each is said to cost.
 PROBES: dict[str, tuple[str, float]] = {
-    "retrospective": ("probe=retrospective", 1),
+    "retrospective": ("probe=retrospective", 2),
     "free slope": ("probe=finite_difference,free_slope=true", 1),
     "three points, vmap": ("probe=finite_difference,batching=vmap", 2),
     "three points, map": ("probe=finite_difference,batching=map", 2),
     "exact": ("probe=exact", 3),
 }
 WORKLOADS = ("gpt_sotu", "efficientnet_finetune", "minilm_full")
-_BATCH, _EVERY, _TURNS = 64, 8, 5
+_BATCH, _EVERY, _TURNS = 64, 16, 5
 # Forward passes with which a rate is found, beyond those of the usual rhythm.
 _SEARCH = _control._NUM_FIRST_RATES + _control._NUM_FIRST_PROBES * (1 - 1 / _EVERY)
 _NOTE = "overhead"
 
 
 def run(study: Study) -> None:
-    """Every Phi at a million parameters, Phi = 1 and 8 at the other sizes, and the workloads at Phi = 8."""
+    """Every Phi at a million parameters, Phi = 1 and 16 at the other sizes, and the workloads at Phi = 16."""
     if study.tiny:
         plan = [(10**4, (2,), 2)]
     else:
         plan = [
             (10**6, (1, 2, 4, 8, 16, 32), 15),
-            (10**4, (1, 8), 25),
-            (10**5, (1, 8), 25),
-            (10**7, (1, 8), 7),
-            (10**8, (1, 8), 3),
+            (10**4, (1, 16), 25),
+            (10**5, (1, 16), 25),
+            (10**7, (1, 16), 7),
+            (10**8, (1, 16), 3),
         ]
     cases = [(size, every, turns) for size, periods, turns in plan for every in periods]
     with runner.progress_bar() as progress:
