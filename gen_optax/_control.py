@@ -14,7 +14,7 @@ Without noise `2 b / A` is the edge where a single step gains nothing, so ahead 
 rate sinks, slowly, while training makes no progress. Of several steps judged as one only the progress counts that they
 make together, not what one does across the valley and the next one undoes: there it is 2.
 
-While a rate is being found, `sigma` is at most 1.1. Break-even is a state of balance, which the first steps are far
+While a rate is being found, `sigma` is at most 1. Break-even is a state of balance, which the first steps are far
 from: there it overshoots, and stays, since balance is found at any rate within reach. It only climbs from where it
 started: below, on a landscape that is rough in the small, probes read the roughness and their rates sink. And an ascent
 with hardly any curvature, `-b > 8 A h`, does not count: that batch disagrees with the direction, at any rate.

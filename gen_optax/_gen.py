@@ -85,7 +85,7 @@ def scale_by_gen(
     `s` a decay from 1 to 0 over `num_steps`.
 
     On the batch that the step was computed from, `b` flatters the step. The default probe therefore looks back, on the
-    present batch: at the sum `h u` of the steps since the last planned probe, as they were applied, of which
+    present batch: at the sum `h u` of the last 16 steps or so, as they were applied, of which
     :math:`\eta_{t-1} \sigma b / (A h)` takes the place of :math:`\sigma\eta^*`. With :math:`\sigma = 2` the rate rests
     where the steps stop making progress on a fresh batch, :math:`b h = A h^2 / 2`; a fresh batch that they made worse
     lowers it as far as `max_change` allows. So does, once a rate is found, an average loss that has lost a quarter of
@@ -99,7 +99,7 @@ def scale_by_gen(
       init_learning_rate: :math:`\eta_0`, a rate that is known to be good. None, and better than a guess: it is found.
         The first call tries rates that double, and starts at a fiftieth of the best; until there is one, no step is
         taken. From there the rate climbs, probed at each of the first 50 calls: for these with a
-        :math:`\sigma` of at most 1.1 and no rate below the start, and with a :math:`\gamma` that grows to `smoothing`
+        :math:`\sigma` of at most 1 and no rate below the start, and with a :math:`\gamma` that grows to `smoothing`
         over some hundred calls. A given rate is kept between a fiftieth and a fifth of the best; otherwise the rate is
         searched for all the same. With `max_change=None` it is always kept.
       probe: how the parabola is measured: :func:`gen_optax.retrospective` (the default; it keeps one copy of the

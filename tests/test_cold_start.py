@@ -128,7 +128,7 @@ def bowl(w):
 def test_a_given_rate_is_kept_where_it_is_plausible(probe, given, least, most):
     """On L = |w|^2 / 2 along -w the best rate is 1, and doubling meets it within a factor of sqrt(2)."""
     rate = first_rate(bowl, jnp.ones(4), init_learning_rate=given, probe=probe)
-    assert least * 0.99 <= rate <= most * 1.2  # the exact probe of that call moves the rate it has found
+    assert least * 0.99 <= rate <= most * 1.42  # the exact probe of that call moves the rate it has found
 
 
 def test_a_plausible_rate_is_probed_at_every_16th_call_only():
@@ -139,8 +139,8 @@ def test_a_plausible_rate_is_probed_at_every_16th_call_only():
 
 
 def test_an_implausible_rate_is_searched_for_at_each_call():
-    params, rates, state = train(gen_optax.gen_sgd(init_learning_rate=1e-8), bowl, jnp.ones(4), 60)
-    unknown, expected, _ = train(gen_optax.gen_sgd(), bowl, jnp.ones(4), 60)
+    params, rates, state = train(gen_optax.gen_sgd(init_learning_rate=1e-8), bowl, jnp.ones(4), 70)
+    unknown, expected, _ = train(gen_optax.gen_sgd(), bowl, jnp.ones(4), 70)
     np.testing.assert_array_equal(rates, expected)
     np.testing.assert_array_equal(params, unknown)
     assert optax.tree.get(state, "num_probes") > 50

@@ -285,6 +285,35 @@ def two_steps(known):
     return jax.jit(run)
 
 
+@pytest.mark.parametrize(("last", "accepted"), [(1.5, True), (0.5, False)])
+def test_a_loss_that_is_not_finite_beyond_the_steps_is_a_wall(last, accepted):
+    """From 0 to 1, downhill: with an end of the world at 1.5 the rate stands still. (At 0.5 the step is taken back.)"""
+    tx = gen_optax.scale_by_gen(1.0, gen_optax.retrospective(), every=1, max_change=None)
+    update = jitted_update(tx, lambda w: jnp.where(w < last, (w - 3.0) ** 2, jnp.inf))
+    w = jnp.zeros(())
+    updates, state = update(jnp.ones(()), tx.init(w), w)
+    _, state = update(jnp.ones(()), state, w + updates)
+    assert state.info.status == (ProbeStatus.ACCEPTED if accepted else ProbeStatus.OVERSHOOT)
+    if accepted:
+        np.testing.assert_allclose(state.learning_rate, 1.0, rtol=0.01)
+
+
+def test_retrospective_does_not_see_wrinkles():
+    """Ripples that turn the slope round wherever one looks, but are small beside what the steps did."""
+
+    def loss(w):
+        return (w - 3.0) ** 2 + 1e-2 * jnp.sin(1e4 * w)
+
+    tx = gen_optax.scale_by_gen(1.0, gen_optax.retrospective(), every=1, max_change=None)
+    update = jitted_update(tx, loss)
+    w = jnp.zeros(())
+    updates, state = update(jnp.ones(()), tx.init(w), w)
+    w = w + updates
+    assert abs(jax.grad(loss)(w)) > 10 * abs(2 * (w - 3.0))
+    _, state = update(jnp.ones(()), state, w, value=loss(w), grad=jax.grad(loss)(w))
+    np.testing.assert_allclose([state.info.slope, state.info.curvature], [6.0, 2.0], atol=0.05)
+
+
 @pytest.mark.parametrize(
     ("every", "behind"),
     [

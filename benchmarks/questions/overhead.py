@@ -38,7 +38,7 @@ PROBES: dict[str, tuple[str, float]] = {
 WORKLOADS = ("gpt_sotu", "efficientnet_finetune", "minilm_full")
 _BATCH, _EVERY, _TURNS = 64, 16, 5
 # Forward passes with which a rate is found, beyond those of the usual rhythm.
-_SEARCH = _control._NUM_FIRST_RATES + _control._NUM_FIRST_PROBES * (1 - 1 / _EVERY)
+_SEARCH = _control._NUM_FIRST_RATES + PROBES["retrospective"][1] * _control._NUM_FIRST_PROBES * (1 - 1 / _EVERY)
 _NOTE = "overhead"
 
 
