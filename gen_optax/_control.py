@@ -146,10 +146,10 @@ def advance(
     independent: bool,
     looks_back: bool,
     planned: jax.Array,
-) -> tuple[jax.Array, Averages | tuple[()]]:
+) -> tuple[jax.Array, Averages | tuple[()], jax.Array]:
     """The next learning rate and averages, given a measurement along `step_size` times the update.
 
-    `planned`: or else the probe follows an alarm.
+    And whether that overshot beyond doubt. `planned`: or else the probe follows an alarm.
     """
     searched = first_learning_rate > 0
     first = finding(rule, first_learning_rate, learning_rate, num_probes)
@@ -200,7 +200,7 @@ def advance(
     moved = jnp.maximum(moved, lowest)
     moved = jnp.where(status == ProbeStatus.OVERSHOOT, _OVERSHOOT_FACTOR * learning_rate, moved)
     moved = jnp.where(learning_rate > 0, jnp.maximum(moved, jnp.finfo(moved.dtype).tiny), 0)
-    return bound(rule, moved), averages
+    return bound(rule, moved), averages, overshot
 
 
 def watch(

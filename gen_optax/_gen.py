@@ -254,9 +254,9 @@ def scale_by_gen(
             due &= ~first | finding  # at the first call there is nothing to look back on, but a rate to be found
         renew = functools.partial(_renew, rule, probe, context, scale, planned)
         if isinstance(every, int) and every == 1 and not probe.looks_back:
-            state = renew(state)
+            state, overshot = renew(state)
         else:
-            state = jax.lax.cond(due, renew, lambda state: state, state)
+            state, overshot = jax.lax.cond(due, renew, lambda state: (state, state.learning_rate < 0), state)
 
         # A rate at which the loss is known to be NaN or infinite is not tried on the parameters, or not left there.
         unsafe = state.info.status == ProbeStatus.OVERSHOOT
@@ -264,8 +264,9 @@ def scale_by_gen(
         state = state._replace(count=optax.safe_increment(state.count), applied_learning_rate=applied)
         if not probe.looks_back:
             return _loss.scale(updates, applied), state
-        # What the next probes judge starts here or, after a step back, where that leads: to where the memory is.
-        begins = _control.begins(rule, state.count) & ~unsafe
+        # What the next probes judge starts here, as it does after steps that overshot, since they have been answered for;
+        # or, after a step back, where that leads: to where the memory is.
+        begins = (_control.begins(rule, state.count) | overshot) & ~unsafe
         memory = jax.lax.cond(begins, lambda: params, lambda: state.memory)
         back = probe.judged(context._replace(memory=memory))
         return _taken_back(unsafe, back, _loss.scale(updates, applied)), state._replace(memory=memory)
@@ -350,8 +351,8 @@ def _renew(
     scale: jax.Array,
     planned: jax.Array,
     state: GenState,
-) -> GenState:
-    """The state after a probe: averages, learning rate and info; count and memory as they were."""
+) -> tuple[GenState, jax.Array]:
+    """The state after a probe: averages, learning rate and info; count and memory as they were. And if it overshot."""
     learning_rate, dtype = state.learning_rate, state.learning_rate.dtype
     if probe.looks_back:
         step_size = state.applied_learning_rate
@@ -363,7 +364,7 @@ def _renew(
     _axes.require_agreement((measured, finite), learning_rate, context.axis_name)
     status = _control.judge(measured, finite)
     accepted = status == ProbeStatus.ACCEPTED
-    learning_rate, averages = _control.advance(
+    learning_rate, averages, overshot = _control.advance(
         rule,
         learning_rate,
         state.first_learning_rate,
@@ -392,7 +393,7 @@ def _renew(
         num_probes=optax.safe_increment(state.info.num_probes),
         num_accepted=state.info.num_accepted + accepted.astype(jnp.int32),
     )
-    return state._replace(learning_rate=learning_rate, averages=averages, losses=losses, info=info)
+    return state._replace(learning_rate=learning_rate, averages=averages, losses=losses, info=info), overshot
 
 
 def _taken_back(unsafe: jax.Array, step: optax.Updates, updates: optax.Updates) -> optax.Updates:

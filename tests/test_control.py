@@ -45,7 +45,7 @@ def next_rate(
         "searches": False,
     } | settings
     status = _control.judge(measured, jnp.array(True))
-    new, averages = _control.advance(
+    new, averages, _ = _control.advance(
         _control.Rule(**settings),
         jnp.float32(rate),
         jnp.float32(first_rate),
@@ -128,7 +128,7 @@ def rate_after(smooth, gamma, max_change, independent=False):
         rule = _control.Rule(gamma, smooth, max_change, sigma, 1, None, None, False)
         status = _control.judge(measured, jnp.array(True))
         known = rate, jnp.zeros(()), averages, jnp.int32(9), measured, rate
-        return _control.advance(rule, *known, status, independent, looks_back=False, planned=jnp.array(True))
+        return _control.advance(rule, *known, status, independent, looks_back=False, planned=jnp.array(True))[:2]
 
     return jax.jit(run)
 
