@@ -264,8 +264,8 @@ def scale_by_gen(
         state = state._replace(count=optax.safe_increment(state.count), applied_learning_rate=applied)
         if not probe.looks_back:
             return _loss.scale(updates, applied), state
-        # What the next probes judge starts here, as it does after steps that overshot, since they have been answered for;
-        # or, after a step back, where that leads: to where the memory is.
+        # What the next probes judge starts here (after steps that overshot, too: they are answered for) or, after a
+        # step back, where that leads: to where the memory is.
         begins = (_control.begins(rule, state.count) | overshot) & ~unsafe
         memory = jax.lax.cond(begins, lambda: params, lambda: state.memory)
         back = probe.judged(context._replace(memory=memory))

@@ -257,6 +257,8 @@ def nan_on_one_device(options, in_gradient=False):
         if in_gradient:  # a slice of the step is NaN where parameters are sharded
             bad = jax.lax.axis_index("data") == 3
             grads = jax.tree.map(lambda g: jnp.where(bad, jnp.nan, g), grads)
+            if options == "retrospective":  # the one that was taken
+                params = jax.tree.map(lambda p: jnp.where(bad & (gen_state(state).count > 0), jnp.nan, p), params)
         updates, state = tx.update(grads, state, params, value=value, value_fn=poisoned, batch=batch)
         return jax.tree.map(lambda x: x[None], (optax.apply_updates(params, updates), state))
 

@@ -128,18 +128,14 @@ def test_a_value_of_another_type(name, given):
 
 
 DTYPES = [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64]
-# Full-batch training whose loss is above its first in the middle of the horizon, where the rate is still held.
-SWINGS = [("exact", jnp.bfloat16), ("exact", jnp.float16)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=[d.__name__ for d in DTYPES])
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize(("rate", "smooth"), [(1e-2, "coefficients"), (None, "log")])
 @pytest.mark.parametrize("num_steps", [40, 100])
-def test_structure_and_dtypes_never_drift(request, dtype, name, rate, smooth, num_steps):
+def test_structure_and_dtypes_never_drift(dtype, name, rate, smooth, num_steps):
     """Through scan (which refuses any drift) and, compared by hand, over one call; and the loss falls."""
-    if num_steps == 100 and smooth == "log" and (name, dtype) in SWINGS:
-        request.applymarker(pytest.mark.xfail(strict=True, reason="momentum swings while the rate is held"))
     with jax.enable_x64(dtype == jnp.float64):
         params, batch = network(dtype=dtype)
         tx = gen_optax.gen_sgd(init_learning_rate=rate, probe=KINDS[name], every=2, smooth=smooth, num_steps=num_steps)
