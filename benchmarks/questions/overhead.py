@@ -37,8 +37,8 @@ PROBES: dict[str, tuple[str, float]] = {
 }
 WORKLOADS = ("gpt_sotu", "efficientnet_finetune", "minilm_full")
 _BATCH, _EVERY, _TURNS = 64, 16, 5
-# Forward passes with which a rate is found, beyond those of the usual rhythm.
-_SEARCH = _control._NUM_FIRST_RATES + PROBES["retrospective"][1] * _control._NUM_FIRST_PROBES * (1 - 1 / _EVERY)
+# What a rate is found with: forward passes at rates that double, and probes beyond those of the usual rhythm.
+_FIRST_RATES, _FIRST_PROBES = _control._NUM_FIRST_RATES, _control._NUM_FIRST_PROBES * (1 - 1 / _EVERY)
 _NOTE = "overhead"
 
 
@@ -99,8 +99,9 @@ def report(results: store.Store) -> str | None:
             for line in _lines(row)
         ]
         about = (
-            f"The last column adds what the search for a rate costs a whole run: {_SEARCH:.0f} forward passes more "
-            "than the usual rhythm, from the F and S measured here and the length of the workload's run."
+            f"The last column adds what the search for a rate costs a whole run: {_FIRST_RATES} forward passes, and "
+            f"{_FIRST_PROBES:.0f} probes more than in the usual rhythm, from the F and S measured here and the length "
+            "of the workload's run."
         )
         table = pages.table(["workload", "parameters", *columns, "time / base, with the search"], lines)
         parts.append(f"## Workloads of the suite, Φ = {_EVERY}\n\n{about}\n\n{table}")
@@ -252,7 +253,8 @@ def _lines(row):
 
 
 def _with_search(row, probe):
-    return row["probes"][probe]["ratio"] + _SEARCH * row["forward_seconds"] / row["base_seconds"] / row["num_steps"]
+    passes = _FIRST_RATES + PROBES[probe][1] * _FIRST_PROBES
+    return row["probes"][probe]["ratio"] + passes * row["forward_seconds"] / row["base_seconds"] / row["num_steps"]
 
 
 def _timed(function, *args):

@@ -220,7 +220,9 @@ def test_overhead_counts_memory(study):
     assert row["num_parameters"] == sum(p.size for p in jax.tree.leaves(study.load("toy").init(jax.random.key(0))[0]))
     # The search is paid for once in a run.
     seen, forward = row["probes"]["exact"]["ratio"], row["forward_seconds"] / row["base_seconds"]
-    assert overhead._with_search(row, "exact") == pytest.approx(seen + 61.75 * forward / row["num_steps"])
+    assert overhead._with_search(row, "exact") == pytest.approx(
+        seen + (18 + 3 * 50 * 15 / 16) * forward / row["num_steps"]
+    )
 
 
 def test_scale_counts_what_a_probe_costs(study):
@@ -230,7 +232,7 @@ def test_scale_counts_what_a_probe_costs(study):
     assert base["collectives"]["all-gather"]["count"] > 0
     gathered = [row["collectives"]["all-gather"]["count"] for row in (base, probe)]
     assert gathered[1] > gathered[0]
-    assert 1.1 < probe["flops"] / base["flops"] < 1.5  # a forward pass beside forward, backward and recomputation
+    assert 1.1 < probe["flops"] / base["flops"] < 1.7  # two forward passes beside forward, backward and recomputation
     assert "| 2 | retrospective |" in text
 
 
