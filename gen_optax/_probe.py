@@ -324,17 +324,10 @@ class Retrospective:
         if arithmetic.is_coarse and (arithmetic.forward_mode or in_reverse):
             return _from_slopes(context, step, arithmetic.eps, in_reverse)
 
-        def loss_at(params):
-            return _axes.mean(_at_least_float32(context.loss(params)), context.axis_name)
-
-        eps = arithmetic.eps
-        if context.value is None:
-            value = loss_at(context.params)
-        else:
-            eps = max(eps, float(jnp.finfo(context.value.dtype).eps))
-            value = _axes.mean(_at_least_float32(context.value), context.axis_name)
-        start_value = loss_at(context.memory)
-        beyond = loss_at(_loss.step_along(context.params, step, 1.0))
+        value = context.loss(context.params) if context.value is None else context.value
+        eps = max(arithmetic.eps, float(jnp.finfo(value.dtype).eps))
+        losses = context.loss(context.memory), value, context.loss(_loss.step_along(context.params, step, 1.0))
+        start_value, value, beyond = (_axes.mean(_at_least_float32(x), context.axis_name) for x in losses)
         noise = _ROUNDING_ULPS * eps * jnp.maximum(jnp.abs(value), jnp.abs(start_value))
         fall, rise = start_value - value, beyond - value
         # Where the way does not lead on, for the loss is not finite there, a wall stands for it.

@@ -131,16 +131,16 @@ def test_retrospective_is_right_or_abstains(name, trajectory):
 def test_finite_difference_is_right_or_abstains(name, trajectory):
     error, status, accepted, expected = errors(gen_optax.finite_difference(), LOW[name], trajectory)
     assert np.median(error) < 0.1
-    assert np.mean(accepted[expected]) < 0.95  # else this tests nothing
+    assert np.mean(accepted[expected]) < (0.9 if "bfloat16" in name else 0.95)  # else this tests nothing
     assert set(status[expected & ~accepted]) <= ABSTAINS
 
 
-@pytest.mark.parametrize("probe", ["retrospective", "finite_difference"])
-def test_taking_the_loss_for_float32_would_be_silently_wrong(probe, single_steps):
-    """What the look at the trace is for: of single steps most probes pass without it, and every third one is off."""
+@pytest.mark.parametrize(("probe", "least"), [("retrospective", 0.25), ("finite_difference", 0.2)])
+def test_taking_the_loss_for_float32_would_be_silently_wrong(probe, least, single_steps):
+    """What the look at the trace is for: of single steps most probes pass without it, and every third or fifth is off."""
     with precision.loss_taken_for_float32():
         error, *_ = errors(precision.PROBES[probe](), LOW["float32 weights, bfloat16 compute"], single_steps)
-    assert np.mean(error > 0.1) > 0.2
+    assert np.mean(error > 0.1) > least
 
 
 def test_the_loss_of_several_steps_is_seen_better(trajectory):
