@@ -137,7 +137,7 @@ def test_finite_difference_is_right_or_abstains(name, trajectory):
 
 @pytest.mark.parametrize(("probe", "least"), [("retrospective", 0.25), ("finite_difference", 0.2)])
 def test_taking_the_loss_for_float32_would_be_silently_wrong(probe, least, single_steps):
-    """What the look at the trace is for: of single steps most probes pass without it, and every third or fifth is off."""
+    """What the look at the trace is for: most probes of single steps pass without it, every third or fifth is off."""
     with precision.loss_taken_for_float32():
         error, *_ = errors(precision.PROBES[probe](), LOW["float32 weights, bfloat16 compute"], single_steps)
     assert np.mean(error > 0.1) > least
