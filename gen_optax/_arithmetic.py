@@ -2,6 +2,9 @@
 
 A float32 loss of bfloat16 activations carries the rounding of bfloat16, and its dtype does not say so. What does is the
 program that computes it: every floating-point type that the values pass through on their way from the parameters.
+
+What is rounded before the mean over a batch averages out in it: of bfloat16 activations a hundredth to a few units in
+their last place are left in the loss. A mean in bfloat16 has lost all that it says below its own last place.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,45 +16,54 @@ from jax.extend import core
 
 # What the matrix units of these backends round float32 operands to, unless asked for Precision.HIGHEST.
 _MATMUL_EPS = {"tpu": float(jnp.finfo(jnp.bfloat16).eps), "gpu": 2.0**-10}
+# A float32 loss is trusted to this many units in its last place: a mean over a batch after some dozens of layers loses
+# a few. And to this part of one in the last place of a coarser type that its layers are computed in.
+_ULPS = 8
+_FLOAT32_EPS = float(jnp.finfo(jnp.float32).eps)
 _CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2")
 
 
 class Arithmetic(NamedTuple):
-    """How a loss is computed. Plain Python values, known while tracing."""
+    """How a loss is computed. Plain Python numbers, known while tracing."""
 
     eps: float  # of the coarsest floating-point type between the parameters and the loss
-    forward_mode: bool  # whether forward-mode differentiation may go through: no function with a reverse rule only
+    scalar_eps: float  # of the coarsest that a scalar passes through, as the loss itself does at the end
 
     @property
     def is_coarse(self) -> bool:
-        """Whether differences of losses are lost in more than the rounding of float32."""
-        return self.eps > float(jnp.finfo(jnp.float32).eps)
+        """Whether anything is rounded to less than float32."""
+        return self.eps > _FLOAT32_EPS
+
+    def rounding(self, value: jax.Array | None = None) -> float:
+        """The error of the loss, relative to it; `value`: where one that was computed elsewhere is among the losses."""
+        scalar_eps = self.scalar_eps if value is None else max(self.scalar_eps, float(jnp.finfo(value.dtype).eps))
+        return max(scalar_eps, _ULPS * min(self.eps, _FLOAT32_EPS), self.eps / _ULPS)
 
 
 def arithmetic(loss: Callable[[Any], jax.Array], params: Any) -> Arithmetic:
     """The arithmetic of `loss` between `params` and its value; what does not depend on the parameters is left out."""
     jaxpr = jax.make_jaxpr(loss)(params).jaxpr
     entered = [*jaxpr.invars, *jaxpr.outvars]  # parameters that are bfloat16 are rounded to it, whatever comes then
-    eps, forward_mode = _walk(jaxpr, [True] * len(jaxpr.invars))
-    return Arithmetic(max([eps, *map(_eps, entered)]), forward_mode)
+    eps, scalar_eps = _walk(jaxpr, [True] * len(jaxpr.invars))
+    return Arithmetic(max([eps, *map(_eps, entered)]), max([scalar_eps, *map(_eps, jaxpr.outvars)]))
 
 
-def _walk(jaxpr: Any, depends: Sequence[bool]) -> tuple[float, bool]:
+def _walk(jaxpr: Any, depends: Sequence[bool]) -> Arithmetic:
     moving = {variable for variable, does in zip(jaxpr.invars, depends, strict=True) if does}
-    eps, forward_mode = 0.0, True
+    eps, scalar_eps = 0.0, 0.0
     for equation in jaxpr.eqns:
         inputs = [not isinstance(x, core.Literal) and x in moving for x in equation.invars]
         if not any(inputs):
             continue
         moving.update(equation.outvars)
         eps = max([eps, _matmul_eps(equation), *map(_eps, equation.outvars)])
+        scalar_eps = max([scalar_eps, *(_eps(x) for x in equation.outvars if getattr(x.aval, "shape", None) == ())])
         name = equation.primitive.name
-        forward_mode &= not name.startswith("custom_vjp")
         for inner in _inner(equation):
             known = name in _CALLS and len(inner.invars) == len(inputs)
-            inner_eps, inner_forward_mode = _walk(inner, inputs if known else [True] * len(inner.invars))
-            eps, forward_mode = max(eps, inner_eps), forward_mode and inner_forward_mode
-    return eps, forward_mode
+            within = _walk(inner, inputs if known else [True] * len(inner.invars))
+            eps, scalar_eps = max(eps, within.eps), max(scalar_eps, within.scalar_eps)
+    return Arithmetic(eps, scalar_eps)
 
 
 def _inner(equation: Any) -> Iterator[Any]:

@@ -7,7 +7,6 @@ where it was forgotten. `shard_map` types every value with the axes over which i
 """
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -47,12 +46,7 @@ def inner_product(a: Any, step: Any, axis_name: Any, factor: jax.typing.ArrayLik
 
 def num_shards(x: Any, axis_name: Any) -> int:
     """Over how many devices of the axes `x` is known to be split."""
-    return num_devices(varying(x) & set(_names(axis_name)))
-
-
-def num_devices(names: Iterable[Any]) -> int:
-    """The number of devices along all of these axes together."""
-    return math.prod(jax.lax.psum(1, name) for name in names)
+    return math.prod(jax.lax.psum(1, name) for name in varying(x) & set(_names(axis_name)))
 
 
 def varying(x: Any) -> frozenset[Any]:
@@ -66,19 +60,14 @@ def require_axis_name(axis_name: Any) -> None:
     """Raises a ValueError without `axis_name` where no type will show that devices disagree."""
     if axis_name is not None:
         return
-    for name in untyped():
+    names = jax.sharding.get_abstract_mesh().manual_axes
+    for name in (name for name in names if name not in varying(jax.lax.axis_index(name))):
         raise ValueError(
             f"scale_by_gen is updated inside pmap or shard_map(check_vma=False), over the axis {name!r}, without "
             "axis_name: a learning rate from one device's losses would differ from those of the others. Average "
             f"them, scale_by_gen(..., axis_name={name!r}); or pass axis_name=() where value_fn returns an average "
             "already, or where each device trains a model of its own."
         )
-
-
-def untyped() -> list[Any]:
-    """The axes of `pmap` and `shard_map(check_vma=False)`: no type says what varies over them."""
-    names = jax.sharding.get_abstract_mesh().manual_axes
-    return [name for name in names if name not in varying(jax.lax.axis_index(name))]
 
 
 def require_agreement(tree: Any, learning_rate: jax.Array, axis_name: Any) -> None:

@@ -292,22 +292,23 @@ def first_rate(context: Context, given: jax.Array, needed: jax.Array) -> tuple[j
     """The rate to begin with, and where the search for a better one begins: the same, or 0 if none is needed.
 
     `given`: what the user said; 0 for nothing. It is kept between a fiftieth and a fifth of the rate that lowers the
-    loss most along the first step, or where nothing lowered it. A search begins at the fiftieth; at the smallest rate
-    tried where a coarse rounding error (bfloat16) hides every decrease; at 0, which means that it is tried again at the
-    next call, where nothing lowered the loss.
+    loss most along the first step, or where nothing lowered it. A search begins at the fiftieth; where coarse rounding
+    (bfloat16) hides every decrease, at no less than the smallest rate tried; at 0, which means that it is tried again
+    at the next call, where nothing lowered the loss.
 
     `needed`: whether it is; under `vmap` this is computed at every call, and where it is not needed, without a loss.
     """
     loss, params = context.loss, context.params
     value = loss(params) if context.value is None else context.value
     arithmetic = _arithmetic.arithmetic(loss, params)
-    eps = max(float(jnp.finfo(value.dtype).eps), arithmetic.eps)
+    rounding = arithmetic.rounding(value)
     value = _axes.mean(value.astype(jnp.promote_types(value.dtype, jnp.float32)), context.axis_name)
     value = jax.lax.stop_gradient(value)
     least, best, best_loss = _bracket(context, value, needed)
-    seen = best_loss < value - 8 * eps * jnp.abs(value)
-    # Coarse rounding may hide a decrease: the smallest rate is then better than a standstill.
-    start = jnp.where(seen, _FIRST_FRACTION * best, least if arithmetic.is_coarse else 0)
+    seen = best_loss < value - rounding * jnp.abs(value)
+    # Coarse rounding may hide a decrease: a rate that it hides is then better than a standstill.
+    hidden = jnp.maximum(_FIRST_FRACTION * best, least) if arithmetic.is_coarse else 0
+    start = jnp.where(seen, _FIRST_FRACTION * best, hidden)
     start = start.astype(given.dtype)
     kept = (given > 0) & (~seen | ((given >= start) & (given <= _KEPT_RANGE * start)))
     return jnp.where(kept, given, start), jnp.where(kept, 0, start)

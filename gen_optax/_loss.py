@@ -170,13 +170,6 @@ def directional_derivatives(
     return value, -slope, curvature
 
 
-def value_and_slope(loss: Loss, params: optax.Params, updates: optax.Updates) -> tuple[jax.Array, jax.Array]:
-    """The loss and its slope `b` along a step, by one forward-mode derivative."""
-    point, tangent = _moving(params, updates)
-    value, ascent = jax.jvp(lambda moved: loss(_replace(params, moved)), (point,), (tangent,))
-    return value, -ascent
-
-
 def inner_product(a: Any, b: Any, factor: jax.typing.ArrayLike = 1.0) -> jax.Array:
     """`Re sum(a * factor * b)` over the floating-point leaves, accumulated in float32 at least.
 

@@ -10,13 +10,12 @@ import re
 import sys
 import traceback
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from helpers import gen_state, sine_in_reverse
+from helpers import gen_state
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -49,24 +48,8 @@ def problem():
 
 
 def loss_fn(params, batch):
-    return squared_error(params, batch, jnp.tanh)
-
-
-def sine_loss(params, batch):
-    return squared_error(params, batch, sine_in_reverse)
-
-
-def loss_in_reverse(params, batch):
-    """The same for a probe that has to differentiate, since there is bfloat16, and in reverse."""
-    return sine_loss(params, batch) + 0 * jnp.sum(params["bias"].astype(jnp.bfloat16)).astype(jnp.float32)
-
-
-def averaged_loss_in_reverse(params, batch):
-    return jax.lax.pmean(loss_in_reverse(params, batch), "data")
-
-
-def squared_error(params, batch, activation):
-    return jnp.mean((activation(batch["x"] @ params["in"] + params["bias"]) @ params["out"] - batch["y"]) ** 2)
+    hidden = jnp.tanh(batch["x"] @ params["in"] + params["bias"])
+    return jnp.mean((hidden @ params["out"] - batch["y"]) ** 2)
 
 
 def optimizer(options, **more):
@@ -272,12 +255,6 @@ def nan_on_one_device(options, in_gradient=False):
     return {"rates": np.asarray(gen.learning_rate).tolist(), "statuses": np.asarray(gen.info.status).tolist()}
 
 
-def having(loss, case, *args, **more):
-    """A case with the retrospective probe and another loss."""
-    with mock.patch.object(sys.modules[__name__], "loss_fn", loss):
-        return case("retrospective", *args, **more)
-
-
 def message(function):
     try:
         function()
@@ -347,20 +324,6 @@ CASES = {
         f"one model per device, {name}": functools.partial(one_model_per_device, name)
         for name in ("retrospective", "cold start")
     },
-    **{
-        f"{name}, in reverse": functools.partial(having, loss_in_reverse, case, *args, **more)
-        for name, (case, args, more) in {
-            "one device": (one_device, (), {}),
-            "jit, data parallel": (under_jit, ("data parallel",), {}),
-            "jit, fully sharded": (under_jit, ("fully sharded",), {}),
-            "shard_map, averaged loss": (under_shard_map, (), {}),
-            "shard_map, two axes": (under_shard_map, (("replica", "data"), (2, 4)), {"averaged": False}),
-            "shard_map, unchecked": (unchecked, (), {}),
-            "shard_map, sharded by hand": (manually_sharded, (), {}),
-            "pmap": (under_pmap, (), {}),
-            "one model per device": (one_model_per_device, (), {}),
-        }.items()
-    },
     "NaN in a loss": functools.partial(nan_on_one_device, "three points"),
     "NaN in a step": functools.partial(nan_on_one_device, "three points", True),
     "NaN in a step, retrospective": functools.partial(nan_on_one_device, "retrospective", True),
@@ -374,10 +337,6 @@ CASES = {
             "pmap": functools.partial(under_pmap, "three points"),
         }.items()
     },
-    "one device, by losses": functools.partial(having, sine_loss, one_device),
-    "unchecked, declared, by losses": functools.partial(
-        having, averaged_loss_in_reverse, unchecked, value_is_local=False, axis_name=()
-    ),
     "unchecked, declared": functools.partial(message, functools.partial(unchecked, "three points", axis_name=())),
     **{
         f"collectives, {layout}, {o}": functools.partial(communication, layout, o)

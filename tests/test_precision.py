@@ -42,28 +42,27 @@ def in_a_branch(w, x):
 
 
 @pytest.mark.parametrize(
-    ("loss", "eps", "forward_mode"),
+    ("loss", "eps", "scalar_eps"),
     [
-        (lambda w, x: jnp.sum(jnp.sin(w) * x), EPS[F32], True),
-        (in_bf16, EPS[BF16], True),
-        (data_in_bf16, EPS[F32], True),
-        (jax.jit(in_bf16), EPS[BF16], True),
-        (jax.jit(data_in_bf16), EPS[F32], True),
-        (jax.checkpoint(in_bf16), EPS[BF16], True),
-        (in_a_loop, EPS[BF16], True),
-        (in_a_branch, EPS[F16], True),
-        (lambda w, x: jnp.sum(jax.nn.relu(w.astype(BF16))).astype(F32), EPS[BF16], True),  # a custom_jvp
-        (lambda w, x: jnp.sum(w).astype(BF16), EPS[BF16], True),
-        (lambda w, x: jnp.sum(sine_in_reverse(w)), EPS[F32], False),
-        (jax.jit(lambda w, x: jnp.sum(w * sine_in_reverse(x))), EPS[F32], True),
-        (lambda w, x: jnp.float32(1.0), EPS[F32], True),
+        (lambda w, x: jnp.sum(jnp.sin(w) * x), EPS[F32], EPS[F32]),
+        (in_bf16, EPS[BF16], EPS[F32]),
+        (data_in_bf16, EPS[F32], EPS[F32]),
+        (jax.jit(in_bf16), EPS[BF16], EPS[F32]),
+        (jax.jit(data_in_bf16), EPS[F32], EPS[F32]),
+        (jax.checkpoint(in_bf16), EPS[BF16], EPS[F32]),
+        (in_a_loop, EPS[BF16], EPS[BF16]),
+        (in_a_branch, EPS[F16], EPS[F16]),
+        (lambda w, x: jnp.sum(jax.nn.relu(w.astype(BF16)).astype(F32)), EPS[BF16], EPS[F32]),  # a custom_jvp
+        (lambda w, x: jnp.sum(jax.nn.relu(w.astype(BF16))).astype(F32), EPS[BF16], EPS[BF16]),
+        (lambda w, x: jnp.sum(w).astype(BF16), EPS[BF16], EPS[BF16]),
+        (lambda w, x: jnp.float32(1.0), EPS[F32], EPS[F32]),
     ],
 )
-def test_the_trace_tells_the_arithmetic(loss, eps, forward_mode):
+def test_the_trace_tells_the_arithmetic(loss, eps, scalar_eps):
     """Whatever the dtype of the loss; what does not depend on the parameters does not count."""
-    x = jnp.ones(4)
-    assert _arithmetic.arithmetic(lambda w: loss(w, x), jnp.ones(4)) == (eps, forward_mode)
-    jax.jit(lambda x: _arithmetic.arithmetic(lambda w: loss(w, x), jnp.ones(4)) == (eps, forward_mode) or 1 / 0)(x)
+    x, expected = jnp.ones(4), (eps, scalar_eps)
+    assert _arithmetic.arithmetic(lambda w: loss(w, x), jnp.ones(4)) == expected
+    jax.jit(lambda x: _arithmetic.arithmetic(lambda w: loss(w, x), jnp.ones(4)) == expected or 1 / 0)(x)
 
 
 def test_parameters_of_low_precision_are_coarse_whatever_is_computed():
@@ -89,69 +88,55 @@ def trajectory():
     return precision.points_of([0, 1, 2], stride=16)
 
 
-@pytest.fixture(scope="module")
-def single_steps():
-    """The same, where a probe that looks back judges one step alone."""
-    return precision.points_of([0, 1, 2], stride=16, behind=1)
-
-
-REFERENCES = {}
-
-
-def errors(probe, arithmetic, trajectory, by_slopes=False):
+def errors(name, arithmetic, trajectory):
     """Of the accepted probes, as `exp(|log ratio|) - 1`; and the statuses."""
+    probe = precision.PROBES[name]()
     found = precision.infos(probe, arithmetic, trajectory)
-    at = probe, arithmetic.params, by_slopes, id(trajectory)
-    if at not in REFERENCES:
-        with precision.by_slopes("retrospective" if by_slopes else ""):
-            REFERENCES[at] = precision.infos(probe, arithmetic, trajectory, reference=True)
-    reference = REFERENCES[at]
+    reference = precision.infos(probe, arithmetic, trajectory, reference=True)
     accepted, expected = (x["status"] == ProbeStatus.ACCEPTED for x in (found, reference))
     ratio = found["minimizer"][accepted & expected] / reference["minimizer"][accepted & expected]
     return np.exp(np.abs(np.log(ratio))) - 1, found["status"], accepted, expected
 
 
+@pytest.mark.parametrize("probe", ["exact", "retrospective"])
 @pytest.mark.parametrize("name", LOW)
-def test_exact_is_right(name, trajectory):
-    error, _, accepted, expected = errors(gen_optax.exact(), LOW[name], trajectory)
+def test_exact_and_retrospective_are_right(name, probe, trajectory):
+    """Derivatives are, and losses over sixteen steps, which change them by more than layers in half precision round."""
+    error, _, accepted, expected = errors(probe, LOW[name], trajectory)
     assert np.mean(accepted == expected) > 0.9
     assert np.median(error) < 0.03
     assert np.mean(error < 0.1) >= 0.9
 
 
 @pytest.mark.parametrize("name", [*MIXED, "bfloat16 weights and compute"])
-def test_retrospective_is_right_or_abstains(name, trajectory):
-    error, status, accepted, expected = errors(gen_optax.retrospective(), LOW[name], trajectory, by_slopes=True)
+def test_finite_difference_is_about_right(name, trajectory):
+    """A single step changes the loss by less."""
+    error, _, accepted, expected = errors("finite_difference", LOW[name], trajectory)
+    assert np.mean(accepted == expected) > 0.9
     assert np.median(error) < 0.1
-    assert np.mean(accepted[expected]) > 0.7
+    assert np.mean(error < 1) > 0.9
+
+
+def test_finite_difference_of_a_loss_in_bfloat16_is_right_or_abstains(trajectory):
+    error, status, accepted, expected = errors("finite_difference", LOW["bfloat16 throughout, loss too"], trajectory)
+    assert np.median(error) < 0.1
+    assert np.mean(accepted[expected]) < 0.9  # else this tests nothing
     assert set(status[expected & ~accepted]) <= ABSTAINS
 
 
-@pytest.mark.parametrize("name", MIXED)
-def test_finite_difference_is_right_or_abstains(name, trajectory):
-    error, status, accepted, expected = errors(gen_optax.finite_difference(), LOW[name], trajectory)
-    assert np.median(error) < 0.1
-    assert np.mean(accepted[expected]) < (0.9 if "bfloat16" in name else 0.95)  # else this tests nothing
-    assert set(status[expected & ~accepted]) <= ABSTAINS
+def test_what_is_lost_in_the_rounding_of_the_layers_is_not_taken_for_a_change():
+    """Steps of 1e-5 move weights by less than bfloat16 tells apart: what the loss does is chance."""
+
+    def loss(params):
+        return precision.loss_fn(params, jnp.arange(64), LOW["float32 weights, bfloat16 compute"])
+
+    params = precision.init(0)
+    tx = gen_optax.scale_by_gen(1e-5, gen_optax.finite_difference(), every=1)
+    _, state = tx.update(jax.tree.map(jnp.sin, params), tx.init(params), params, value_fn=loss)
+    assert state.info.status == ProbeStatus.BELOW_ROUNDING
 
 
-@pytest.mark.parametrize(("probe", "least"), [("retrospective", 0.25), ("finite_difference", 0.2)])
-def test_taking_the_loss_for_float32_would_be_silently_wrong(probe, least, single_steps):
-    """What the look at the trace is for: most probes of single steps pass without it, every third or fifth is off."""
-    with precision.loss_taken_for_float32():
-        error, *_ = errors(precision.PROBES[probe](), LOW["float32 weights, bfloat16 compute"], single_steps)
-    assert np.mean(error > 0.1) > least
-
-
-def test_the_loss_of_several_steps_is_seen_better(trajectory):
-    """Over eight steps it mostly changes by more than it is rounded by."""
-    with precision.loss_taken_for_float32():
-        error, *_ = errors(gen_optax.retrospective(), LOW["float32 weights, bfloat16 compute"], trajectory)
-    assert np.median(error) < 0.03
-    assert np.mean(error > 0.1) < 0.25
-
-
-SEEDS, STEPS = 4, 120
+SEEDS, STEPS = 8, 120
 
 
 @functools.cache
@@ -163,12 +148,13 @@ def run(name, probe):
     return jax.tree.map(np.asarray, trace.metrics)
 
 
-@pytest.mark.parametrize("probe", ["retrospective", "exact"])
+@pytest.mark.parametrize("probe", precision.PROBES)
 @pytest.mark.parametrize("name", MIXED)
 def test_the_rate_found_from_nothing_is_that_of_float32(name, probe):
     low, reference = run(name, probe), run("float32", probe)
-    ratio = (low["learning_rate"] / reference["learning_rate"])[:, 20:]
-    assert np.exp(np.mean(np.log(ratio))) == pytest.approx(1, rel=0.1)
+    ratio = np.log(low["learning_rate"] / reference["learning_rate"])[:, 20:]
+    # The median of runs, as single ones go other ways: of two float32 runs some do.
+    assert np.median(np.mean(ratio, axis=1)) == pytest.approx(0, abs=0.1)
 
 
 def test_numbers_that_carry_the_rate_are_float32():
@@ -176,13 +162,6 @@ def test_numbers_that_carry_the_rate_are_float32():
     for field in ("learning_rate", "applied_learning_rate", "value", "slope", "curvature", "optimal_learning_rate"):
         assert metrics[field].dtype == np.float32
     assert len(np.unique(metrics["learning_rate"][0])) > STEPS / 4  # a rate in bfloat16 would stand still
-
-
-def test_finite_difference_from_nothing_says_that_it_sees_nothing():
-    """The first rate is far below the final one: its changes of the loss drown in bfloat16."""
-    metrics = run(MIXED[0], "finite_difference")
-    assert set(np.unique(metrics["status"])) <= {ProbeStatus.BELOW_ROUNDING}
-    assert np.all(metrics["num_accepted"] == 0)
 
 
 @pytest.mark.parametrize("probe", KINDS.values(), ids=KINDS)
@@ -252,31 +231,24 @@ def test_x64(name, dtype):
         np.testing.assert_allclose(state.info.optimal_learning_rate, slope / curvature, rtol)
 
 
-@pytest.mark.parametrize("given", [True, False], ids=["value and grad given", "none given"])
-@pytest.mark.parametrize("dtype", [BF16, F32], ids=["bfloat16", "float32"])
-def test_a_function_with_a_reverse_rule_only_is_differentiated_in_reverse(given, dtype):
-    """Fused attention is one. The probe sees what it sees of the same function with every rule."""
+def test_a_function_without_a_forward_mode_is_no_matter():
+    """Fused attention is one. The default probe differentiates nothing."""
 
-    def loss(w, function):
-        return 3.0 + jnp.mean(function(w["a"].astype(dtype)).astype(F32) ** 2) + w["b"] ** 2
+    def status(function):
+        def loss(w):
+            return jnp.mean(function(w.astype(BF16)).astype(F32) ** 2)
 
-    def info(function):
-        tx = gen_optax.scale_by_gen(0.1, gen_optax.retrospective(), every=1)
-        fn = functools.partial(loss, function=function)
-        w = {"a": jnp.linspace(0.1, 1, 64), "b": jnp.float32(0.5), "n": jnp.arange(3)}
+        tx = gen_optax.scale_by_gen(0.1, every=1)
+        w = jnp.linspace(0.1, 1, 64)
         state = tx.init(w)
         for _ in range(2):
-            value, grad = jax.value_and_grad(fn, allow_int=True)(w)
-            kept = {"value": value, "grad": grad} if given else {}
-            updates, state = tx.update(jax.tree.map(jnp.negative, w), state, w, **kept, value_fn=fn)
+            updates, state = tx.update(-w, state, w, value_fn=loss)
             w = optax.apply_updates(w, updates)
         return state.info
 
-    seen, expected = info(sine_in_reverse), info(jnp.sin)
-    assert seen.status == expected.status == ProbeStatus.ACCEPTED
-    rtol = 0.02 if dtype == BF16 else 1e-4
-    np.testing.assert_allclose(seen.slope, expected.slope, rtol)
-    np.testing.assert_allclose(seen.curvature, expected.curvature, rtol)
+    seen, expected = status(sine_in_reverse), status(jnp.sin)
+    assert seen.status == ProbeStatus.ACCEPTED
+    jax.tree.map(np.testing.assert_array_equal, seen, expected)
 
 
 def test_the_guide_shows_the_measured_numbers():

@@ -19,6 +19,7 @@ VARIANTS: dict[str, dict[str, str]] = {
         "default": "gen_horizon",
         "greedy: sigma = 1": "gen_horizon:sigma=1",
         "sigma = 1.6": "gen_horizon:sigma=1.6",
+        "sigma = 1.8": "gen_horizon:sigma=1.8",
         "up to 32 steps judged as one": "gen_horizon:steps_together=32",
         "every ascent counts in the search": "gen_horizon:blind_ascent=1e+30",
         "ascents of b = 2 A h count no more": "gen_horizon:blind_ascent=2",
