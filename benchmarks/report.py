@@ -197,7 +197,7 @@ def gains(compared: Mapping[str, Mapping[str, tuple[Cells, Cells]]], split: str 
             metric = cells[0]["workload"]["metric"]
             if metric != "distance":
                 ours, theirs = (mean_result(group, metric, split) for group in (cells, baseline))
-                found.setdefault(row, {})[workload] = 100 * (theirs - ours) / abs(theirs)
+                found.setdefault(row, {})[workload] = round(100 * (theirs - ours) / abs(theirs), 6) + 0.0  # not -1e-14
     workloads = sorted({workload for entries in found.values() for workload in entries})
     note = "Per cent by which the mean metric is better (+) or worse (-); -∞ where a seed diverged or failed."
     lines = [[row, min(entries.values()), *(entries.get(w) for w in workloads)] for row, entries in found.items()]

@@ -132,8 +132,8 @@ def scale_by_gen(
         keyword arguments are taken by name from the extra arguments of `update`. It must be one function for all step
         sizes: one batch, one dropout key.
       * `value`: optional, `value_fn(params)`; saves a forward pass.
-      * `grad`: optional, the gradient of `value_fn`, neither clipped nor otherwise transformed; saves a
-        derivative where the probe takes slopes (`free_slope`; the default probe in coarse arithmetic).
+      * `grad`: the gradient of `value_fn`, neither clipped nor otherwise transformed; what
+        `finite_difference(free_slope=True)` takes the slope from, and no other probe asks for.
 
       To probe on another batch than the gradient's, close `value_fn` over that batch and leave both out. Extra
       arguments that nobody asks for are ignored.

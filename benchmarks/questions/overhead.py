@@ -6,9 +6,7 @@ an accelerator, a transformer of the size of GPT-2 in bfloat16. The base optimiz
 process, a period of Phi steps each, and the ratio of their times is the median over the turns. F (a forward pass), B
 (forward and backward less F) and the base step S are timed in the same turns. The paper's model of the cost is
 `1 + k F / (Phi (F + B))` with k forward passes per probe; with S in place of F + B it also counts the optimizer's own
-work. Where arithmetic is coarse (bfloat16; float32 on an accelerator) `retrospective` takes a derivative in place of a
-loss, which the model does not count. Memory is XLA's own account of the compiled step: arguments, results and
-temporaries, less what is shared.
+work. Memory is XLA's own account of the compiled step: arguments, results and temporaries, less what is shared.
 """
 
 import time
