@@ -102,7 +102,7 @@ def test_average_of_the_parameters_beside_training():
         expected = [0.9 * e + 0.1 * p[t] for e, p in zip(expected, points, strict=True)]
     for found, right in zip(flat(ema), expected, strict=True):
         np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-6)
-    alone, _ = train(tx, params, network_loss, 20, **batch)
+    alone = train(tx, params, network_loss, 20, **batch)[0]
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), last, alone)
 
 
