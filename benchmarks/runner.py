@@ -242,13 +242,14 @@ def in_precision(workload: Workload, precision: str) -> Workload:
 
 def _probe(optimizer_state: Any) -> dict[str, jax.Array]:
     """What GeN says of its last probe, to be gathered at each step; nothing for other methods."""
-    if not any(isinstance(leaf, gen_optax.GenState) for leaf in jax.tree.leaves(optimizer_state, is_leaf=_is_gen)):
+    if not any(map(is_gen, jax.tree.leaves(optimizer_state, is_leaf=is_gen))):
         return {}
     known = gen_optax.metrics(optimizer_state)
     return {"eta": known["learning_rate"], "status": known["status"], "num_probes": known["num_probes"]}
 
 
-def _is_gen(x: Any) -> bool:
+def is_gen(x: Any) -> bool:
+    """Whether this is the state of GeN within an optimizer's."""
     return isinstance(x, gen_optax.GenState)
 
 

@@ -60,8 +60,9 @@ def require_axis_name(axis_name: Any) -> None:
     """Raises a ValueError without `axis_name` where no type will show that devices disagree."""
     if axis_name is not None:
         return
-    names = jax.sharding.get_abstract_mesh().manual_axes
-    for name in (name for name in names if name not in varying(jax.lax.axis_index(name))):
+    for name in jax.sharding.get_abstract_mesh().manual_axes:
+        if name in varying(jax.lax.axis_index(name)):
+            continue
         raise ValueError(
             f"scale_by_gen is updated inside pmap or shard_map(check_vma=False), over the axis {name!r}, without "
             "axis_name: a learning rate from one device's losses would differ from those of the others. Average "

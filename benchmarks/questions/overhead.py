@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import gen_optax
 from benchmarks import methods, runner, store
 from benchmarks import report as pages
 from benchmarks.models.transformer import GPT
@@ -111,7 +110,7 @@ def report(results: store.Store) -> str | None:
 
 def measure(workload: Workload, every: int, turns: int) -> dict[str, Any]:
     """One row: times and memory of all probes at a Phi."""
-    # The bound keeps the parameters where they are: no step is like none other.
+    # The bound keeps the parameters about where they are, so that all periods are alike.
     specs = {name: f"gen:{settings},every={every},max_learning_rate={_RATE}" for name, (settings, _) in PROBES.items()}
     specs["base"] = f"baseline:learning_rate={_RATE}"
     batch = next(workload.batches(0, workload.batch_size))
@@ -237,7 +236,7 @@ def _past_the_search(optimizer_state):
     """The state of GeN as if a rate had been searched for, so that only every Phi-th step probes; another as it is."""
 
     def past(x):
-        if not isinstance(x, gen_optax.GenState):
+        if not runner.is_gen(x):
             return x
         rate = jnp.full_like(x.learning_rate, _RATE)
         probes = jnp.full_like(x.info.num_probes, _control._NUM_FIRST_PROBES)
@@ -248,7 +247,7 @@ def _past_the_search(optimizer_state):
             info=x.info._replace(num_probes=probes),
         )
 
-    return jax.tree.map(past, optimizer_state, is_leaf=lambda x: isinstance(x, gen_optax.GenState))
+    return jax.tree.map(past, optimizer_state, is_leaf=runner.is_gen)
 
 
 def _lines(row):

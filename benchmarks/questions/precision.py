@@ -169,17 +169,17 @@ def probe_once(probe: Any, arithmetic: Arithmetic, point: dict[str, Any], refere
     return state.info
 
 
-def points_of(seeds: Sequence[int], stride: int = STRIDE, behind: int = STEPS_BEHIND) -> dict[str, Any]:
-    """Every so many steps of float32 runs, once a learning rate is known; and where `behind` steps lead from there."""
+def points_of(seeds: Sequence[int], stride: int = STRIDE) -> dict[str, Any]:
+    """Every so many steps of float32 runs, once a learning rate is known; and where the next steps lead from there."""
     trace, indices = train(seeds, FLOAT32, gen_optax.retrospective()), batches(seeds, NUM_STEPS)
-    at = np.arange(3, NUM_STEPS - behind, stride)
+    at = np.arange(3, NUM_STEPS - STEPS_BEHIND, stride)
     points = {
         "before": jax.tree.map(lambda x: x[:, at], trace.params),
         "direction": jax.tree.map(lambda x: x[:, at], trace.direction),
         "learning_rate": trace.metrics["applied_learning_rate"][:, at],
         "own_batch": indices[:, at],
-        "after": jax.tree.map(lambda x: x[:, at + behind], trace.params),
-        "batch_after": indices[:, at + behind],
+        "after": jax.tree.map(lambda x: x[:, at + STEPS_BEHIND], trace.params),
+        "batch_after": indices[:, at + STEPS_BEHIND],
     }
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), points)
 
@@ -232,9 +232,8 @@ def runs(seeds: int) -> list[dict[str, Any]]:
             (NUDGED, FLOAT32, {"nudge": 1e-4}),
         ]
         for arithmetic_name, arithmetic in list(ARITHMETICS.items())[1:]:
-            lines.append(
-                (arithmetic_name, arithmetic, {"loss_scale": 1024.0} if arithmetic.compute == jnp.float16 else {})
-            )
+            scale = {"loss_scale": 1024.0} if arithmetic.compute == jnp.float16 else {}
+            lines.append((arithmetic_name, arithmetic, scale))
         reference = None
         for line, arithmetic, options in lines:
             trace = train(range(seeds), arithmetic, make(), **options)
@@ -274,10 +273,8 @@ def tables(row: dict[str, Any]) -> list[str]:
         for seen in row["points"]
     ]
     at_points = pages.table(header, lines)
-    header, lines = (
-        ["probe", "arithmetic", "eta relative to float32, median", "of single runs", "accepted", "last losses"],
-        [],
-    )
+    header = ["probe", "arithmetic", "eta relative to float32, median", "of single runs", "accepted", "last losses"]
+    lines = []
     for seen in row["runs"]:
         ratios, status = np.array(seen["rate_relative_to_float32"]), seen["status"]
         lines.append(
