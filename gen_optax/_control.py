@@ -17,7 +17,7 @@ make together, not what one does across the valley and the next one undoes: ther
 While a rate is being found, `sigma` is at most 1. Break-even is a state of balance, which the first steps are far
 from: there it overshoots, and stays, since balance is found at any rate within reach. It only climbs from where it
 started: below, on a landscape that is rough in the small, probes read the roughness and their rates sink. And an ascent
-with hardly any curvature, `-b > 8 A h`, does not count: that batch disagrees with the direction, at any rate.
+with little curvature, `-b > 2 A h`, does not count: that batch disagrees with the direction, at any rate.
 
 Balance is found at any rate, so a probe cannot tell that the rate which it keeps is too high for the noise of tiny
 batches. The loss can: `Losses` follows its average, and where that loses what it had gained the rate falls.
@@ -36,12 +36,13 @@ _MIN_R_SQUARED = 0.99  # Algorithm 1
 _SIGMA_BACK, _SIGMA_AHEAD = 2.0, 1.6  # on an independent batch
 _FIRST_SIGMA = 1.0  # at most, while a rate is being found
 _STEPS_TOGETHER = 16  # that a probe judges as one, or as many as lie between two probes: fewer scatter more
-_BLIND_ASCENT = 8.0  # an ascent of more than this times A h says nothing of a rate that is being found
+_BLIND_ASCENT = 2.0  # an ascent of more than this times A h says nothing of a rate that is being found
 # The first rate is this part of what the first step alone would bear: momentum is still to come, and curvature falls
 # from its height at the start. The climb from there costs a few dozen steps, an overshoot may cost the run.
 _FIRST_FRACTION = 0.02
-# A rate that is given is kept from there to this factor above, a fifth of what the first step would bear.
-_KEPT_RANGE = 10.0
+# A rate that is given is kept between these multiples of it, up to a fifth of what the first step would bear. One that
+# is lower would only be raised as fast as the clamp allows, by a probe at every 16th call.
+_LEAST_KEPT, _MOST_KEPT = 3.0, 10.0
 _NUM_FIRST_RATES = 18  # 2^17 > 1e5: from a step of 1e-5 relative to the parameters to one of their own size
 # While the rate is being found every call probes, this many times; a probe at call t has the weight
 # _MEMORY * (calls since the last probe) / t, at most _MAX_WEIGHT: an average over a fixed part of the past.
@@ -291,8 +292,8 @@ def bound(rule: Rule, learning_rate: jax.Array) -> jax.Array:
 def first_rate(context: Context, given: jax.Array, needed: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The rate to begin with, and where the search for a better one begins: the same, or 0 if none is needed.
 
-    `given`: what the user said; 0 for nothing. It is kept between a fiftieth and a fifth of the rate that lowers the
-    loss most along the first step, or where nothing lowered it. A search begins at the fiftieth; where coarse rounding
+    `given`: what the user said; 0 for nothing. It is kept between 0.06 and 0.2 times the rate that lowers the
+    loss most along the first step, or where nothing lowered it. A search begins at 0.02 times it; where coarse rounding
     (bfloat16) hides every decrease, at no less than the smallest rate tried; at 0, which means that it is tried again
     at the next call, where nothing lowered the loss.
 
@@ -310,7 +311,7 @@ def first_rate(context: Context, given: jax.Array, needed: jax.Array) -> tuple[j
     hidden = jnp.maximum(_FIRST_FRACTION * best, least) if arithmetic.is_coarse else 0
     start = jnp.where(seen, _FIRST_FRACTION * best, hidden)
     start = start.astype(given.dtype)
-    kept = (given > 0) & (~seen | ((given >= start) & (given <= _KEPT_RANGE * start)))
+    kept = (given > 0) & (~seen | ((given >= _LEAST_KEPT * start) & (given <= _MOST_KEPT * start)))
     return jnp.where(kept, given, start), jnp.where(kept, 0, start)
 
 

@@ -100,8 +100,8 @@ def scale_by_gen(
         The first call tries rates that double, and starts at a fiftieth of the best; until there is one, no step is
         taken. From there the rate climbs, probed at each of the first 50 calls: for these with a
         :math:`\sigma` of at most 1 and no rate below the start, and with a :math:`\gamma` that grows to `smoothing`
-        over some hundred calls. A given rate is kept between a fiftieth and a fifth of the best; otherwise the rate is
-        searched for all the same. With `max_change=None` it is always kept.
+        over some hundred calls. A given rate is kept from 0.06 to 0.2 times the best; otherwise the rate is searched
+        for all the same. With `max_change=None` it is always kept.
       probe: how the parabola is measured: :func:`gen_optax.retrospective` (the default; it keeps one copy of the
         parameters in the state), :func:`gen_optax.finite_difference` or :func:`gen_optax.exact` (which keep none, but
         on the gradient's own batch want a horizon).

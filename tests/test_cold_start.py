@@ -118,7 +118,8 @@ def bowl(w):
     ("given", "least", "most"),
     [
         (1e-8, 0.014, 0.029),  # where the search for an unknown rate begins
-        (0.05, 0.05, 0.05),
+        (0.05, 0.014, 0.029),  # the clamp would raise it slowly
+        (0.09, 0.09, 0.09),
         (0.12, 0.12, 0.12),
         (0.4, 0.014, 0.029),  # what the first step bears may be too much with momentum
         (1e2, 0.014, 0.029),

@@ -154,10 +154,10 @@ def test_a_search_does_not_fall_below_its_start(rate, num_probes, end_value, low
 @pytest.mark.parametrize(
     ("slope", "num_probes", "end_value", "factor"),
     [
-        (-17.0, 10, 1.0, 1.0),  # hardly any curvature: this batch would have lost by any step
-        (-15.0, 10, 1.0, 0.5),
-        (-17.0, 100, 1.0, 0.5),  # the search is over
-        (-17.0, 10, 2.1, 0.5),  # an overshot beyond doubt
+        (-5.0, 10, 1.0, 1.0),  # little curvature: this batch would have lost by any step
+        (-3.0, 10, 1.0, 0.5),
+        (-5.0, 100, 1.0, 0.5),  # the search is over
+        (-5.0, 10, 2.1, 0.5),  # an overshot beyond doubt
     ],
 )
 @pytest.mark.parametrize("curvature", [2.0, -2.0])

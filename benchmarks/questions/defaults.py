@@ -22,7 +22,7 @@ VARIANTS: dict[str, dict[str, str]] = {
         "sigma = 1.8": "gen_horizon:sigma=1.8",
         "up to 32 steps judged as one": "gen_horizon:steps_together=32",
         "every ascent counts in the search": "gen_horizon:blind_ascent=1e+30",
-        "ascents of b = 2 A h count no more": "gen_horizon:blind_ascent=2",
+        "ascents count up to -b = 8 A h": "gen_horizon:blind_ascent=8",
         "setbacks of the loss go unnoticed": "gen_horizon:setback=1e+30",
         "a hundredth of the best to start with": "gen_horizon:first_fraction=0.01",
         "a twentieth": "gen_horizon:first_fraction=0.05",
