@@ -71,13 +71,16 @@ class ProbeStatus(enum.IntEnum):
     ACCEPTED = 1
     """A convex, descending, trustworthy fit: the learning rate follows it."""
     NOT_FINITE = 2
-    """The loss is NaN or infinite where the step starts, or the step is: the probe abstains."""
+    """The loss is NaN or infinite where the step starts or at a candidate beside the step itself, or the step is NaN or
+    infinite: the probe abstains."""
     OVERSHOOT = 3
-    """The step itself makes a finite loss NaN or infinite: the rate falls, no step is taken, the next call probes."""
+    """The step itself makes a finite loss NaN or infinite: the rate falls, no step is taken, the next call probes. With
+    a probe that looks back the steps judged are taken back."""
     BELOW_ROUNDING = 4
     """The loss changes by no more than its rounding error, or the step is zero: the probe abstains."""
     ASCENT = 5
-    """The loss rises along the step. The probe abstains; on an independent batch the rate falls."""
+    """The loss rises along the step. The probe abstains; on an independent batch the rate falls, but for ascents of
+    -b > 2 A h while it is being found."""
     NO_CURVATURE = 6
     """The curvature along the step is negative or vanishes, so there is no minimum in sight. The probe abstains; on an
     independent batch, or where the rate was found by a cold start, the rate rises."""
@@ -153,7 +156,7 @@ def advance(
     And whether that overshot beyond doubt. `planned`: or else the probe follows an alarm.
     """
     searched = first_learning_rate > 0
-    first = finding(rule, first_learning_rate, learning_rate, num_probes)
+    first = finding(rule, first_learning_rate, num_probes)
     gamma = 1 - _weight(rule, searched, num_probes, learning_rate.dtype)
     overshot = status == ProbeStatus.OVERSHOOT
     if independent:
@@ -172,8 +175,8 @@ def advance(
         )
         slope, curvature = averages.slope * unit, averages.curvature * unit * unit
     limit = _limit(rule)
-    aim = jnp.where(first, jnp.minimum(_FIRST_SIGMA, rule.sigma), rule.sigma) * slope
-    ratio = aim / jnp.where(accepted, curvature, 1)
+    sigma = jnp.where(first, jnp.minimum(_FIRST_SIGMA, rule.sigma), rule.sigma)
+    ratio = sigma * slope / jnp.where(accepted, curvature, 1)
     if rule.max_change is not None:
         lowest_ratio = jnp.where(overshot, jnp.minimum(_OVERSHOOT_FACTOR, 1 / limit), 1 / limit)
         ratio = jnp.clip(ratio, lowest_ratio, limit)
@@ -182,19 +185,19 @@ def advance(
     if independent or rule.searches:
         # Curvature hidden in the rounding error is at most that error: the minimum lies beyond aim / noise.
         hidden = (status == ProbeStatus.NO_CURVATURE) & (independent | searched)
-        at_least = aim / jnp.maximum(measured.noise, jnp.finfo(aim.dtype).tiny)
+        at_least = sigma * measured.slope / jnp.maximum(measured.noise, jnp.finfo(ratio.dtype).tiny)
         ratio, moves = jnp.where(hidden, jnp.clip(at_least, 1, limit), ratio), moves | hidden
     if independent:
-        blind = first & ~overshot & (-slope > _BLIND_ASCENT * jnp.abs(curvature))
+        blind = first & ~overshot & (-measured.slope > _BLIND_ASCENT * jnp.abs(measured.curvature))
         ascent = (status == ProbeStatus.ASCENT) & ~blind
         ratio, moves = jnp.where(ascent, 1 / limit, ratio), moves | ascent
 
-    if rule.smooth == "log":
-        smoothed = learning_rate * ratio ** (1 - gamma)
-    elif rule.smooth == "learning_rate":
+    if rule.smooth == "learning_rate":
         smoothed = learning_rate * (gamma + (1 - gamma) * ratio)
     else:
-        smoothed = learning_rate * ratio
+        smoothed = learning_rate * ratio ** (1 - gamma)
+    if rule.smooth == "coefficients":  # these are averages already, where a parabola was accepted
+        smoothed = jnp.where(accepted, learning_rate * ratio, smoothed)
     # A minimum beyond the range of the dtype is none in sight; and a known rate never becomes 0, which means unknown.
     moved = jnp.where(moves & jnp.isfinite(smoothed), smoothed, learning_rate)
     lowest = jnp.where(first & ~overshot, jnp.minimum(first_learning_rate, learning_rate), 0)
@@ -229,7 +232,7 @@ def watch(
     rise, standard_error = average - lowest, deviation * jnp.sqrt(weight / (2 - weight))
     setback = (rise > _SETBACK * jnp.abs(first - lowest)) & (rise > _SETBACK_ERRORS * standard_error)
     setback &= counts & (num_probes >= _MIN_SETBACK_PROBES)
-    setback &= ~finding(rule, first_learning_rate, learning_rate, num_probes)
+    setback &= ~finding(rule, first_learning_rate, num_probes)
     learning_rate = bound(rule, jnp.where(setback, learning_rate / _limit(rule), learning_rate))
     seen = Losses(first, average, deviation, jnp.where(setback, average, lowest))
     return learning_rate, jax.tree.map(lambda new, old: jnp.where(counts, new, old), seen, losses)
@@ -242,11 +245,11 @@ def sigma_for(independent: bool, looks_back: bool) -> float:
     return _SIGMA_AHEAD if independent else 1.0
 
 
-def finding(rule: Rule, first_learning_rate: jax.Array, learning_rate: jax.Array, num_probes: jax.Array) -> jax.Array:
-    """Whether every call probes: the rate is unknown or has only just been found."""
+def finding(rule: Rule, first_learning_rate: jax.Array, num_probes: jax.Array) -> jax.Array:
+    """Whether every call probes: the rate has only just been found."""
     if not rule.searches:
         return jnp.zeros((), jnp.bool_)
-    return (learning_rate == 0) | ((first_learning_rate > 0) & (num_probes < _NUM_FIRST_PROBES))
+    return (first_learning_rate > 0) & (num_probes < _NUM_FIRST_PROBES)
 
 
 def begins(rule: Rule, count: jax.Array) -> jax.Array:

@@ -34,7 +34,7 @@ class GenInfo(NamedTuple):
     optimal_learning_rate: jax.Array  # b / A, the minimiser of the parabola; +-inf where it has none
     r_squared: jax.Array  # of the fit; 1 where it cannot fail
     status: jax.Array  # int32, a ProbeStatus: why the probe was not accepted
-    accepted: jax.Array  # bool
+    accepted: jax.Array  # bool; the rate follows, but for a probe at an alarm, which only asks for an overshot
     num_probes: jax.Array  # int32, probes so far
     num_accepted: jax.Array  # int32, accepted probes so far
 
@@ -100,13 +100,13 @@ def scale_by_gen(
         The first call tries rates that double, and starts at a fiftieth of the best; until there is one, no step is
         taken. From there the rate climbs, probed at each of the first 50 calls: for these with a
         :math:`\sigma` of at most 1 and no rate below the start, and with a :math:`\gamma` that grows to `smoothing`
-        over some hundred calls. A given rate is kept from 0.06 to 0.2 times the best; otherwise the rate is searched
-        for all the same. With `max_change=None` it is always kept.
+        over `4 every / (1 - smoothing)` calls, 1,280 by default. A given rate is kept from 0.06 to 0.2 times the best;
+        otherwise the rate is searched for all the same. With `max_change=None` it is always kept.
       probe: how the parabola is measured: :func:`gen_optax.retrospective` (the default; it keeps one copy of the
         parameters in the state), :func:`gen_optax.finite_difference` or :func:`gen_optax.exact` (which keep none, but
         on the gradient's own batch want a horizon).
       every: :math:`\Phi`. Every `every`-th call probes, and the first ones where :math:`\eta_0` is unknown. At the
-        others nothing extra is computed.
+        others no loss is evaluated.
       smoothing: :math:`\gamma`, in [0, 1).
       smooth: what is averaged: `"log"`, the logarithm of the target; `"learning_rate"`, the target (Algorithm 1);
         `"coefficients"`, `b` and `A` separately, whose ratio is then the target.
@@ -131,7 +131,8 @@ def scale_by_gen(
       * `value_fn`: `value_fn(params, **kwargs)` returns the loss to probe, a real scalar, or `(loss, aux)`. Its
         keyword arguments are taken by name from the extra arguments of `update`. It must be one function for all step
         sizes: one batch, one dropout key.
-      * `value`: optional, `value_fn(params)`; saves a forward pass.
+      * `value`: optional, `value_fn(params)`; saves a forward pass. And the default probe is then there at once where
+        the loss jumps, to lower a rate that overshot; without it, at its next turn.
       * `grad`: the gradient of `value_fn`, neither clipped nor otherwise transformed; what
         `finite_difference(free_slope=True)` takes the slope from, and no other probe asks for.
 
@@ -197,9 +198,10 @@ def scale_by_gen(
         # Every field an array of its own, and the memory a copy: all of them, and params, can then be donated.
         dtype = jax.dtypes.canonicalize_dtype(jnp.float64)
         zero, none = functools.partial(jnp.zeros, (), dtype), functools.partial(jnp.zeros, (), jnp.int32)
+        given = zero() if init_learning_rate is None else jnp.array(init_learning_rate, dtype)
         return GenState(
             count=none(),
-            learning_rate=zero() if init_learning_rate is None else jnp.array(init_learning_rate, dtype),
+            learning_rate=_control.bound(rule, given),
             applied_learning_rate=zero(),
             first_learning_rate=zero(),
             averages=_control.Averages(zero(), zero()) if smooth == "coefficients" else (),
@@ -231,7 +233,7 @@ def scale_by_gen(
             )
         _company.warn_in_multi_steps()
         _axes.require_axis_name(axis_name)
-        loss = _loss.bind(value_fn, extra_args)
+        loss = _loss.bind(value_fn, extra_args | _given(value=value, grad=grad))
         if value is not None:
             value = _loss.as_scalar(value, "value must be")
         if grad is not None:
@@ -244,17 +246,21 @@ def scale_by_gen(
             state = jax.lax.cond(unknown, functools.partial(_find, rule, context, unknown), lambda state: state, state)
 
         regular = (state.count + 1) % every == 0
-        finding = _control.finding(rule, state.first_learning_rate, state.learning_rate, state.info.num_probes)
+        finding = _control.finding(rule, state.first_learning_rate, state.info.num_probes)
         planned = regular | finding | (state.info.status == ProbeStatus.OVERSHOOT)
         due = planned
         if probe.looks_back:
             first = state.count == 0
-            if value is not None:
+            if value is None:  # no alarm: at least what is to be judged next does not start at an overshot
+                due |= _control.begins(rule, state.count + 1)
+            else:
                 here = _axes.mean(value, axis_name)
                 due |= _control.alarming(here, state.info.value, state.info.num_probes)
             due &= ~first | finding  # at the first call there is nothing to look back on, but a rate to be found
+        if rule.searches:
+            due &= state.learning_rate > 0  # or else nothing was found yet, and no step is taken
         renew = functools.partial(_renew, rule, probe, context, scale, planned)
-        if isinstance(every, int) and every == 1 and not probe.looks_back:
+        if isinstance(every, int) and every == 1 and not (probe.looks_back or rule.searches):
             state, overshot = renew(state)
         else:
             state, overshot = jax.lax.cond(due, renew, lambda state: (state, state.learning_rate < 0), state)
@@ -325,7 +331,7 @@ def gen(base: optax.GradientTransformation, **options: Any) -> optax.GradientTra
     def update_fn(updates, state, params=None, *, value=None, grad=None, **extra_args):
         if grad is None and value is not None and not any(map(jnp.iscomplexobj, jax.tree.leaves(updates))):
             grad = updates
-        return chained.update(updates, state, params, value=value, grad=grad, **extra_args)
+        return chained.update(updates, state, params, **_given(value=value, grad=grad), **extra_args)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -387,7 +393,8 @@ def _renew(
         value=measured.value,
         slope=measured.slope / unit,
         curvature=measured.curvature / unit / unit,
-        optimal_learning_rate=step_size * _fit.minimizer(measured.slope, measured.curvature),
+        optimal_learning_rate=step_size
+        * jnp.where(step_size > 0, _fit.minimizer(measured.slope, measured.curvature), 0),
         r_squared=measured.r_squared,
         status=status,
         accepted=accepted,
@@ -395,6 +402,11 @@ def _renew(
         num_accepted=state.info.num_accepted + accepted.astype(jnp.int32),
     )
     return state._replace(learning_rate=learning_rate, averages=averages, losses=losses, info=info), overshot
+
+
+def _given(**extra_args: Any) -> dict[str, Any]:
+    """Those that are not None."""
+    return {name: extra for name, extra in extra_args.items() if extra is not None}
 
 
 def _taken_back(unsafe: jax.Array, step: optax.Updates, updates: optax.Updates) -> optax.Updates:

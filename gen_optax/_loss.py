@@ -51,6 +51,8 @@ def scalar(value_fn: Callable[..., Any]) -> Loss:
 
 def as_scalar(value: Any, what: str) -> jax.Array:
     """The loss as an array of its own dtype, or a ValueError that begins with `what`."""
+    if isinstance(value, tuple | list | dict):
+        raise ValueError(f"{what} a real scalar loss, got a {type(value).__name__}. Of (loss, aux), pass loss alone.")
     value = jnp.asarray(value)
     if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
         raise ValueError(

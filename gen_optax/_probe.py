@@ -176,10 +176,11 @@ def exact(*, independent: bool = False) -> Probe:
 def retrospective() -> Probe:
     r"""Judges the last steps, as one, on the present batch, which none of them has seen.
 
-    They are the last 16 or, where probes come more often than at every 16th call, up to 16. With `d` their sum, the
-    present batch gives the loss :math:`L_-` where `d` started, :math:`L_0` here and :math:`L_+` as far beyond: the
-    three points of Algorithm 1, about the present parameters, on a batch that had no part in the steps. The parabola
-    through them starts where the steps did,
+    They are those since the last call whose number is a multiple of 16 (or of the first multiple of `every` above it):
+    16 where probes come at every 16th call, fewer where they come more often. With `d` their sum, the present batch
+    gives the loss :math:`L_-` where `d` started, :math:`L_0` here and :math:`L_+` as far beyond: the three points of
+    Algorithm 1, about the present parameters, on a batch that had no part in the steps. The parabola through them
+    starts where the steps did,
 
     .. math::
       A h^2 = L_+ - 2 L_0 + L_-, \qquad b h = A h^2 - \tfrac12 (L_+ - L_-) .
@@ -241,13 +242,21 @@ class FiniteDifference:
             slope, curvature, r_squared = _fit.fit_own_scale(xs, losses, jnp.ones_like(xs))
             slope, curvature = slope / scale, curvature / scale**2
         return Measurement(
-            value=losses[centre],
+            value=self._value(context, x, losses[centre]),
             slope=slope,
             curvature=curvature,
             r_squared=r_squared,
             noise=rounding * jnp.max(jnp.abs(losses)) / min(scale, scale**2),
-            end_value=losses[int(np.argmax(x))],
+            end_value=losses[
+                max(int(np.searchsorted(x, 1.0, side="right")) - 1, 0)
+            ],  # of the step itself, or a shorter
         )
+
+    def _value(self, context: Context, x: np.ndarray, nearest: jax.Array) -> jax.Array:
+        """The loss where the step starts, as far as it is known; or else of the candidate nearest to that."""
+        if 0 in x or context.value is None:
+            return nearest
+        return _axes.mean(context.value.astype(nearest.dtype), context.axis_name)
 
     def _losses(self, context: Context) -> tuple[np.ndarray, jax.Array, float]:
         """The candidates in order, their losses averaged over the axis, and their relative error."""

@@ -109,6 +109,32 @@ def test_an_unknown_rate_is_looked_for_again_after_a_zero_gradient():
     assert optax.tree.get(state, "learning_rate") > 0
 
 
+@pytest.mark.parametrize("probe", [gen_optax.retrospective(), gen_optax.exact()], ids=["looks back", "looks ahead"])
+def test_a_rate_that_is_found_late_is_searched_for_as_long(probe):
+    tx = gen_optax.gen_sgd(probe=probe, every=1)
+
+    def run(dead, calls=30):
+        @jax.jit
+        def step(w, state, on):
+            value, grads = jax.value_and_grad(lambda w: on * bowl(w))(w)
+            updates, state = tx.update(grads, state, w, value=value, value_fn=lambda w: on * bowl(w))
+            return optax.apply_updates(w, updates), state
+
+        w = jnp.ones(4)
+        state = tx.init(w)
+        for _ in range(dead):
+            w, state = step(w, state, 0.0)
+        assert optax.tree.get(state, "num_probes") == 0
+        for _ in range(calls):
+            w, state = step(w, state, 1.0)
+        return w, optax.tree.get(state, "learning_rate")
+
+    (late, late_rate), (_, early_rate) = run(60), run(0)
+    assert early_rate > 0.1
+    assert late_rate > early_rate / 2
+    assert bowl(late) < bowl(jnp.ones(4)) / 100
+
+
 def bowl(w):
     return jnp.sum(w**2) / 2
 

@@ -208,6 +208,19 @@ def test_a_probe_that_follows_an_alarm_answers_no_other_question(slope):
     np.testing.assert_array_equal(next_rate(measurement(slope, 2.0), planned=False, **settings)[1], (1, 10))
 
 
+@pytest.mark.parametrize(("slope", "curvature", "num_probes"), [(-5.0, 2.0, 10), (-3.0, 2.0, 10), (1.0, 0.0, 100)])
+def test_coefficients_wait_for_an_accepted_probe_like_other_averages(slope, curvature, num_probes):
+    """Ascents, blind or not, and plateaus say nothing of b / A: the rate follows them as with any smoothing."""
+    settings = {"searches": True, "independent": True, "max_change": 2.0, "smoothing": 0.9}
+    about = {"rate": 0.1, "first_rate": 1e-3, "num_probes": num_probes, **settings}
+    averages = _control.Averages(jnp.float32(3.0), jnp.float32(10.0))
+    rates = [
+        next_rate(measurement(slope, curvature), smooth=smooth, averages=kept, **about)[0]
+        for smooth, kept in (("log", ()), ("coefficients", averages))
+    ]
+    assert rates[0] == rates[1]
+
+
 def test_coefficients_are_averaged_per_unit_of_rate():
     """Measurements at changing rates: moving averages of b and A in float64, whose ratio is the rate."""
     rng = np.random.default_rng(0)
@@ -461,6 +474,12 @@ def test_cold_start_waits_for_a_direction_that_descends(probe, direction):
         w = optax.apply_updates(w, updates)
     assert jnp.sum(w**2) < 0.5
     assert 0 < state.learning_rate < 2
+
+
+def test_bounds_hold_from_the_first_step_on():
+    tx = gen_optax.scale_by_gen(1.0, max_learning_rate=0.1, max_change=None)
+    updates, _ = tx.update(-jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2), value_fn=lambda w: jnp.sum(w**2))
+    np.testing.assert_allclose(updates, -0.1, rtol=1e-6)
 
 
 def test_cold_start_respects_bounds():

@@ -128,6 +128,25 @@ def test_a_step_over_the_cliff_is_taken_back(wall, base, every):
     assert abs(w - 1.0) < 0.1
 
 
+def test_a_cliff_without_value_is_left_again():
+    """No alarm then, but no memory begins beyond the cliff either: what leads back would be lost for good."""
+    tx = gen_optax.scale_by_gen(init_learning_rate=1.0)
+
+    def loss_fn(w):
+        return jnp.where(w[0] > 1, jnp.nan, (w[0] - 3) ** 2)
+
+    update = jax.jit(functools.partial(tx.update, jnp.array([0.3]), value_fn=loss_fn))
+    w = jnp.zeros(1)
+    state = tx.init(w)._replace(count=jnp.int32(1))  # the rate is taken as given
+    lost = 0
+    for _ in range(200):
+        updates, state = update(state, w)
+        w = w + updates
+        lost += bool(jnp.isnan(loss_fn(w)))
+    assert lost < 50
+    assert not jnp.isnan(loss_fn(w))
+
+
 def test_parameters_that_are_lost_do_not_take_the_rate_along():
     """A NaN batch without any guard makes the parameters NaN, as it does in optax; the rate is not to blame."""
     tx = gen_optax.gen(optax.sgd(1.0), init_learning_rate=0.1, probe=gen_optax.retrospective(), every=1)
@@ -278,7 +297,8 @@ def test_nothing_to_train(name, params):
     for _ in range(2):
         updates, state = update(zeros, state, params, value=jnp.float32(3.0), grad=zeros)
     jax.tree.map(np.testing.assert_array_equal, updates, zeros)
-    assert state.info.status == ProbeStatus.BELOW_ROUNDING
+    assert state.learning_rate == 0
+    assert state.info.status == ProbeStatus.NONE
 
 
 @pytest.mark.parametrize("name", [n for n in KINDS if n != "free slope"])
@@ -342,6 +362,26 @@ def test_a_value_that_is_no_real_scalar():
         tx.update(-w, tx.init(w), w, value=w, value_fn=bowl)
 
 
+def test_a_value_with_aux_says_what_to_pass():
+    tx = gen_optax.scale_by_gen(0.1)
+    with pytest.raises(ValueError, match=r"value must be a real scalar loss, got a tuple. .* pass loss alone"):
+        tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2), value=(1.0, {"accuracy": 1.0}), value_fn=bowl)
+
+
+def test_value_fn_may_name_value_and_grad():
+    def value_fn(w, value, grad):
+        return bowl(w) + 0 * value + 0 * jnp.sum(grad)
+
+    tx = gen_optax.scale_by_gen(0.1, every=1)
+    tx.update(-jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2), value=2.0, grad=jnp.ones(2), value_fn=value_fn)
+
+
+def test_a_base_that_needs_the_value_says_so_itself():
+    tx = gen_optax.gen(optax.polyak_sgd())
+    with pytest.raises(TypeError, match="value"):
+        tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2), value_fn=bowl)
+
+
 def test_missing_arguments_are_told_with_the_line_to_write():
     w = jnp.ones(3)
     tx = gen_optax.gen(optax.sgd(1.0))
@@ -403,6 +443,17 @@ def test_bad_settings(settings, message):
 
 def test_numpy_numbers_are_numbers():
     gen_optax.scale_by_gen(np.float32(0.1), every=np.int64(2), smoothing=np.float64(0.5), num_steps=np.int32(7))
+
+
+def test_a_first_step_of_length_zero_leaves_no_nan_in_info():
+    """The probe of the first call has nothing to look back on, and value another rounding than the losses."""
+    tx = gen_optax.scale_by_gen()
+    w = jnp.ones(3)
+    value = bowl(w) * (1 + 2e-7)
+    _, state = jax.jit(functools.partial(tx.update, value_fn=bowl))(-w, tx.init(w), w, value=value)
+    assert state.info.num_probes == 1
+    assert state.info.slope < 0
+    assert state.info.optimal_learning_rate == 0
 
 
 @pytest.mark.parametrize("name", KINDS)

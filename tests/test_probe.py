@@ -172,6 +172,27 @@ def test_a_second_point_checks_the_free_slope():
     assert wrong.learning_rate == 0.5
 
 
+@pytest.mark.parametrize(("wall", "status"), [(1.5, ProbeStatus.NOT_FINITE), (0.9, ProbeStatus.OVERSHOOT)])
+def test_a_wall_is_an_overshot_where_the_step_itself_meets_it(wall, status):
+    """And not where only a candidate beyond the step does."""
+    probe = gen_optax.finite_difference(candidates=(0.0, 0.5, 1.0, 2.0))
+
+    def loss_fn(w):
+        return jnp.where(w[0] < 1 - wall, jnp.inf, w[0] ** 2)
+
+    tx = gen_optax.scale_by_gen(1.0, probe, every=1, max_change=None)
+    w = jnp.ones(1)
+    assert tx.update(-w, tx.init(w), w, value_fn=loss_fn)[1].info.status == status
+
+
+def test_the_value_without_a_candidate_at_0_is_the_one_given():
+    tx = gen_optax.scale_by_gen(0.5, gen_optax.finite_difference(candidates=(0.5, 1.0, 2.0)), every=1, max_change=None)
+    w = jnp.ones(1)
+    for given, expected in ({"value": 1.0}, 1.0), ({}, 0.75**2):
+        state = tx.update(-w, tx.init(w), w, value_fn=lambda w: w[0] ** 2, **given)[1]
+        assert state.info.value == pytest.approx(expected)
+
+
 def test_r_squared_of_five_points_is_checked_and_of_three_is_not():
     """A loss with a kink: no parabola through five points, always one through three."""
 
