@@ -1,4 +1,4 @@
-"""Where results live: one JSON file per workload and method family, a list of cells in each.
+"""Where results live: one JSON file per workload and method family, the cells in each and, once, what many share.
 
 A cell is known by what was asked for (workload, method, seed, batch size, steps, precision), so that a run that was
 interrupted goes on where it stopped. A file is replaced whole or not at all.
@@ -23,6 +23,7 @@ import jax
 RESULTS = Path(__file__).parent / "results"
 TINY_RESULTS = Path("build") / "benchmarks-tiny"
 
+_SHARED = ("workload", "versions", "machine", "commit")  # the same in many cells of a file
 _PACKAGES = ("gen-optax", "jax", "jaxlib", "optax", "flax", "numpy")
 
 
@@ -45,7 +46,7 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.parent):
             kept = [other for other in self._read(path) if other["key"] != cell["key"]]
-            write_json(path, [*kept, cell])
+            write_json(path, _packed([*kept, cell]))
 
     def cells(self, workload: str | None = None, family: str | None = None) -> Iterator[dict[str, Any]]:
         """All cells, in the order of their files."""
@@ -72,7 +73,29 @@ class Store:
         return self.root / "runs" / key["workload"] / f"{family}.json"
 
     def _read(self, path: Path) -> list[dict[str, Any]]:
-        return json.loads(path.read_text()) if path.exists() else []
+        return _unpacked(json.loads(path.read_text())) if path.exists() else []
+
+
+def _packed(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """The cells, each with the place of its `_SHARED` entries in a list of those that differ."""
+    shared: list[dict[str, Any]] = []
+    packed = []
+    for cell in cells:
+        about = {name: cell[name] for name in _SHARED if name in cell}
+        if about not in shared:
+            shared.append(about)
+        own = {name: value for name, value in cell.items() if name not in _SHARED}
+        packed.append({**own, "shared": shared.index(about)})
+    return {"shared": shared, "cells": packed}
+
+
+def _unpacked(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cells that were packed."""
+    cells, shared = content["cells"], content["shared"]
+    return [
+        {**{name: value for name, value in cell.items() if name != "shared"}, **shared[cell["shared"]]}
+        for cell in cells
+    ]
 
 
 def write_json(path: Path, content: Any) -> None:

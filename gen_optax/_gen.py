@@ -388,13 +388,12 @@ def _renew(
     if rule.searches:
         known = state.first_learning_rate, state.info.num_probes
         learning_rate, losses = _control.watch(rule, losses, learning_rate, *known, measured, planned)
-    unit = _fit.nonzero(step_size)
+    unit, minimizer = _fit.nonzero(step_size), _fit.minimizer(measured.slope, measured.curvature)
     info = GenInfo(
         value=measured.value,
         slope=measured.slope / unit,
         curvature=measured.curvature / unit / unit,
-        optimal_learning_rate=step_size
-        * jnp.where(step_size > 0, _fit.minimizer(measured.slope, measured.curvature), 0),
+        optimal_learning_rate=step_size * jnp.where(step_size > 0, minimizer, 0),  # at 0 there may be none: inf
         r_squared=measured.r_squared,
         status=status,
         accepted=accepted,

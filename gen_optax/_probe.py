@@ -229,6 +229,7 @@ class FiniteDifference:
         """Losses at the candidates, then the fit."""
         x, losses, rounding = self._losses(context)
         centre, scale = int(np.argmin(np.abs(x))), float(np.max(np.abs(x)))
+        end = int(np.searchsorted(x, 1.0, side="right")) - 1  # the step itself, or the longest that is shorter
         if self.free_slope:
             if context.grad is None:
                 raise ValueError(
@@ -247,9 +248,7 @@ class FiniteDifference:
             curvature=curvature,
             r_squared=r_squared,
             noise=rounding * jnp.max(jnp.abs(losses)) / min(scale, scale**2),
-            end_value=losses[
-                max(int(np.searchsorted(x, 1.0, side="right")) - 1, 0)
-            ],  # of the step itself, or a shorter
+            end_value=losses[max(end, 0)],
         )
 
     def _value(self, context: Context, x: np.ndarray, nearest: jax.Array) -> jax.Array:

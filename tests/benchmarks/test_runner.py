@@ -37,7 +37,7 @@ def test_a_cell_says_what_happened_and_under_which_circumstances(results):
     assert len(cell["curves"]["loss"]) == len(cell["curves"]["learning_rate"]) == 40
     assert {"jax", "optax"} <= set(cell["versions"])
     assert set(cell["machine"]) == {"architecture", "cores", "backend", "device"}
-    assert json.loads((results.root / "runs/toy/gen.json").read_text()) == [cell]
+    assert list(store.Store(results.root).cells()) == [cell]
 
 
 def test_the_same_cell_is_the_same_computation():
@@ -98,6 +98,17 @@ def test_an_interrupted_write_leaves_the_old_file_whole(results, monkeypatch):
             results.put({"key": key, "old": False})
     assert results.find(key)["old"]
     assert [p.name for p in (results.root / "runs/toy").iterdir()] == ["momo.json"]
+
+
+def test_what_cells_share_is_written_once(results):
+    cells = [
+        {"key": runner.cell_key(toy(), "momo", seed), "steps": 40, "versions": {"jax": jax}, "commit": None}
+        for seed, jax in enumerate(["0.8", "0.8", "0.9", "0.8"])
+    ]
+    for cell in cells:
+        results.put(cell)
+    assert list(results.cells()) == cells
+    assert (results.root / "runs/toy/momo.json").read_text().count("versions") == 2
 
 
 def test_a_file_keeps_lists_of_numbers_on_one_line(tmp_path):
