@@ -16,8 +16,12 @@ make together, not what one does across the valley and the next one undoes: ther
 
 While a rate is being found, `sigma` is at most 1. Break-even is a state of balance, which the first steps are far
 from: there it overshoots, and stays, since balance is found at any rate within reach. It only climbs from where it
-started: below, on a landscape that is rough in the small, probes read the roughness and their rates sink. And an ascent
-with little curvature, `-b > 2 A h`, does not count: that batch disagrees with the direction, at any rate.
+started: below, on a landscape that is rough in the small, probes read the roughness and their rates sink. On an
+independent batch it rises by the cube root of the factor to the target: far from it as fast as the clamp allows, but a
+short way from it with care, since steps that are too long for a dozen calls leave dead units and settled outputs, which
+no probe sees; and it falls at once. And what says nothing of a rate does not count there: an ascent with little
+curvature, `-b > 2 A h`, where that batch disagrees with the direction at any rate, and negative curvature, where the
+parabola has no minimum.
 
 Balance is found at any rate, so a probe cannot tell that the rate which it keeps is too high for the noise of tiny
 batches. The loss can: `Losses` follows its average, and where that loses what it had gained the rate falls.
@@ -40,9 +44,8 @@ _BLIND_ASCENT = 2.0  # an ascent of more than this times A h says nothing of a r
 # The first rate is this part of what the first step alone would bear: momentum is still to come, and curvature falls
 # from its height at the start. The climb from there costs a few dozen steps, an overshoot may cost the run.
 _FIRST_FRACTION = 0.02
-# A rate that is given is kept between these multiples of it, up to a fifth of what the first step would bear. One that
-# is lower would only be raised as fast as the clamp allows, by a probe at every 16th call.
-_LEAST_KEPT, _MOST_KEPT = 3.0, 10.0
+# A search begins at a given rate instead, if that is lower, down to this part: the climb from below takes too long.
+_LEAST_GIVEN = 0.1
 _NUM_FIRST_RATES = 18  # 2^17 > 1e5: from a step of 1e-5 relative to the parameters to one of their own size
 # While the rate is being found every call probes, this many times; a probe at call t has the weight
 # _MEMORY * (calls since the last probe) / t, at most _MAX_WEIGHT: an average over a fixed part of the past.
@@ -83,7 +86,8 @@ class ProbeStatus(enum.IntEnum):
     -b > 2 A h while it is being found."""
     NO_CURVATURE = 6
     """The curvature along the step is negative or vanishes, so there is no minimum in sight. The probe abstains; on an
-    independent batch, or where the rate was found by a cold start, the rate rises."""
+    independent batch, or where the rate was found by a cold start, the rate rises, while it is being found only where
+    the curvature is within its rounding error."""
     POOR_FIT = 7
     """The points are no parabola (R^2 of at most 0.99): the probe abstains."""
 
@@ -177,6 +181,8 @@ def advance(
     limit = _limit(rule)
     sigma = jnp.where(first, jnp.minimum(_FIRST_SIGMA, rule.sigma), rule.sigma)
     ratio = sigma * slope / jnp.where(accepted, curvature, 1)
+    if independent:  # up with care, down at once
+        ratio = jnp.where(first, jnp.minimum(jnp.cbrt(ratio), ratio), ratio)
     if rule.max_change is not None:
         lowest_ratio = jnp.where(overshot, jnp.minimum(_OVERSHOOT_FACTOR, 1 / limit), 1 / limit)
         ratio = jnp.clip(ratio, lowest_ratio, limit)
@@ -185,6 +191,8 @@ def advance(
     if independent or rule.searches:
         # Curvature hidden in the rounding error is at most that error: the minimum lies beyond aim / noise.
         hidden = (status == ProbeStatus.NO_CURVATURE) & (independent | searched)
+        if independent:
+            hidden &= ~first | (measured.curvature >= -measured.noise)
         at_least = sigma * measured.slope / jnp.maximum(measured.noise, jnp.finfo(ratio.dtype).tiny)
         ratio, moves = jnp.where(hidden, jnp.clip(at_least, 1, limit), ratio), moves | hidden
     if independent:
@@ -277,7 +285,7 @@ def _weight(rule: Rule, searched: jax.Array, num_probes: jax.Array, dtype: Any) 
     if not rule.searches:
         return weight
     n = num_probes.astype(dtype)
-    later = n > _NUM_FIRST_PROBES
+    later = n >= _NUM_FIRST_PROBES
     spacing = jnp.where(later, rule.every, 1)
     calls = jnp.where(later, _NUM_FIRST_PROBES + (n - _NUM_FIRST_PROBES) * spacing, n)
     more = jnp.clip(_MEMORY * spacing / jnp.maximum(calls, 1), weight, jnp.maximum(weight, _MAX_WEIGHT))
@@ -295,10 +303,10 @@ def bound(rule: Rule, learning_rate: jax.Array) -> jax.Array:
 def first_rate(context: Context, given: jax.Array, needed: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The rate to begin with, and where the search for a better one begins: the same, or 0 if none is needed.
 
-    `given`: what the user said; 0 for nothing. It is kept between 0.06 and 0.2 times the rate that lowers the
-    loss most along the first step, or where nothing lowered it. A search begins at 0.02 times it; where coarse rounding
-    (bfloat16) hides every decrease, at no less than the smallest rate tried; at 0, which means that it is tried again
-    at the next call, where nothing lowered the loss.
+    `given`: what the user said; 0 for nothing. A search begins at 0.02 times the rate that lowers the loss most along
+    the first step, or at what was given from 0.002 times it; where coarse rounding (bfloat16) hides every decrease, at
+    no less than the smallest rate tried. Where nothing lowered the loss, what was given is kept, without a search; 0
+    means that it is tried again at the next call.
 
     `needed`: whether it is; under `vmap` this is computed at every call, and where it is not needed, without a loss.
     """
@@ -314,7 +322,8 @@ def first_rate(context: Context, given: jax.Array, needed: jax.Array) -> tuple[j
     hidden = jnp.maximum(_FIRST_FRACTION * best, least) if arithmetic.is_coarse else 0
     start = jnp.where(seen, _FIRST_FRACTION * best, hidden)
     start = start.astype(given.dtype)
-    kept = (given > 0) & (~seen | ((given >= _LEAST_KEPT * start) & (given <= _MOST_KEPT * start)))
+    kept = (given > 0) & ~seen
+    start = jnp.where(given >= _LEAST_GIVEN * start, jnp.minimum(given, start), start)
     return jnp.where(kept, given, start), jnp.where(kept, 0, start)
 
 

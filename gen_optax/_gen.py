@@ -96,12 +96,13 @@ def scale_by_gen(
     probe=finite_difference(), every=8, smoothing=0.9, smooth="learning_rate", max_change=None)`.
 
     Args:
-      init_learning_rate: :math:`\eta_0`, a rate that is known to be good. None, and better than a guess: it is found.
-        The first call tries rates that double, and starts at a fiftieth of the best; until there is one, no step is
-        taken. From there the rate climbs, probed at each of the first 50 calls: for these with a
-        :math:`\sigma` of at most 1 and no rate below the start, and with a :math:`\gamma` that grows to `smoothing`
-        over `4 every / (1 - smoothing)` calls, 1,280 by default. A given rate is kept from 0.06 to 0.2 times the best;
-        otherwise the rate is searched for all the same. With `max_change=None` it is always kept.
+      init_learning_rate: :math:`\eta_0`, where to begin. None, and as good as any: it is found. The first call tries
+        rates that double, and starts at a fiftieth of the best; until there is one, no step is taken. From there the
+        rate climbs, judged by 50 probes in a row: for these with a :math:`\sigma` of at most 1, on an independent batch
+        up by the cube root of the factor to the target, to no rate below the start, and with a :math:`\gamma` that
+        grows to `smoothing` over `4 every / (1 - smoothing)` calls, 1,280 by default. A given rate is where the climb
+        starts if that is lower, by up to a factor of 10, than where it would; any other counts as unknown. With
+        `max_change=None` a given rate is taken as it is.
       probe: how the parabola is measured: :func:`gen_optax.retrospective` (the default; it keeps one copy of the
         parameters in the state), :func:`gen_optax.finite_difference` or :func:`gen_optax.exact` (which keep none, but
         on the gradient's own batch want a horizon).
@@ -250,13 +251,12 @@ def scale_by_gen(
         planned = regular | finding | (state.info.status == ProbeStatus.OVERSHOOT)
         due = planned
         if probe.looks_back:
-            first = state.count == 0
             if value is None:  # no alarm: at least what is to be judged next does not start at an overshot
                 due |= _control.begins(rule, state.count + 1)
             else:
                 here = _axes.mean(value, axis_name)
                 due |= _control.alarming(here, state.info.value, state.info.num_probes)
-            due &= ~first | finding  # at the first call there is nothing to look back on, but a rate to be found
+            due &= state.count > 0  # at the first call there is nothing to look back on
         if rule.searches:
             due &= state.learning_rate > 0  # or else nothing was found yet, and no step is taken
         renew = functools.partial(_renew, rule, probe, context, scale, planned)
@@ -346,7 +346,7 @@ gen.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
 
 
 def _find(rule: _control.Rule, context: _probe.Context, unknown: jax.Array, state: GenState) -> GenState:
-    """The state with a rate to begin with: what was given, where that is plausible, or where to search from."""
+    """The state with a rate to begin with, and where the search for a better one begins."""
     found, start = _control.first_rate(context, state.learning_rate, unknown)
     return state._replace(learning_rate=_control.bound(rule, found), first_learning_rate=_control.bound(rule, start))
 

@@ -590,3 +590,34 @@ def test_a_setback_in_training_lowers_the_rate_once_and_training_goes_on():
 def test_algorithm_1_knows_no_setback():
     state = gen_optax.scale_by_gen(init_learning_rate=1e-3, max_change=None).init(jnp.zeros(3))
     assert gen_state(state).losses == ()
+
+
+SEARCH = {"rate": 0.1, "first_rate": 1e-3, "searches": True, "independent": True, "smooth": "log", "smoothing": 0.95}
+SEARCH |= {"max_change": 2.0, "every": 16}
+
+
+def test_while_a_rate_is_being_found_it_rises_with_care_and_falls_at_once():
+    """Up by the cube root of the factor to the target, as far as the clamp; on the own batch by the factor itself."""
+    about = SEARCH | {"num_probes": 8}  # of weight 1/2
+    for ratio, factor in ((0.5, 0.5), (0.8, 0.8), (1.0, 1.0), (1.728, 1.2), (3.375, 1.5), (8.0, 2.0), (1e3, 2.0)):
+        found = next_rate(measurement(slope=ratio, curvature=1.0), **about)[0]
+        np.testing.assert_allclose(found, 0.1 * factor**0.5, rtol=1e-5)
+    own = next_rate(measurement(slope=1.728, curvature=1.0), **(about | {"independent": False}))[0]
+    np.testing.assert_allclose(own, 0.1 * 1.728**0.5, rtol=1e-5)
+    later = next_rate(measurement(slope=1.728, curvature=1.0), **(about | {"num_probes": 5000}))[0]
+    assert later > 0.1 * 1.2**0.05
+
+
+def test_negative_curvature_raises_no_rate_that_is_being_found():
+    """But curvature that its rounding hides does: a plane has no minimum either."""
+    concave, plane = measurement(slope=1.0, curvature=-1.0), measurement(slope=1.0, curvature=0.0)
+    assert next_rate(concave, num_probes=8, **SEARCH)[0] == np.float32(0.1)
+    assert next_rate(plane, num_probes=8, **SEARCH)[0] > 0.1
+    assert next_rate(concave, num_probes=60, **SEARCH)[0] > 0.1
+
+
+def test_the_first_probe_after_the_search_stands_for_16():
+    """So it weighs as much as a probe may."""
+    eightfold = measurement(slope=8.0, curvature=1.0)
+    last, after = (next_rate(eightfold, num_probes=n, **SEARCH)[0] for n in (49, 50))
+    np.testing.assert_allclose([last, after], [0.1 * 2 ** (4 / 49), 0.1 * 2**0.5], rtol=1e-5)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from benchmarks.workload import Workload
 from benchmarks.workloads import (
     detection,
+    digits,
     functions,
     language,
     recommendation,
@@ -17,13 +18,16 @@ from benchmarks.workloads import (
 WORKLOADS: dict[str, Callable[..., Workload]] = {
     workload.__name__: workload
     for workload in (
-        tabular.digits_mlp,
+        digits.digits_mlp,
+        digits.digits_autoencoder,
+        digits.digits_policy,
         tabular.logreg_fullbatch,
         tabular.logreg_minibatch,
         vision.resnet_fashion,
         transfer.efficientnet_finetune,
         language.gpt_moby,
         language.gpt_sotu,
+        language.gru_moby,
         recommendation.bert4rec_ml100k,
         vision.vit_fashion,
         understanding.minilm_lora,

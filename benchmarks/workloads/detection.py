@@ -7,7 +7,7 @@ from benchmarks.data import fashion_mnist
 from benchmarks.models.detector import Detector, best_boxes, detection_loss
 from benchmarks.workload import Workload
 from benchmarks.workloads._common import Arrays, Splits, batches_of, flax_functions, map_over, split_off
-from benchmarks.workloads.tabular import digits_splits
+from benchmarks.workloads.digits import digits_splits
 
 _SIDE = 64
 _MAX_OBJECTS = 4

@@ -1,4 +1,4 @@
-"""Language modelling: characters of Moby Dick, byte pairs of the State of the Union, with a small GPT and AdamW.
+"""Language modelling: characters of Moby Dick, byte pairs of the State of the Union; a small GPT or a GRU, and AdamW.
 
 The metric is the test loss itself, in nats per character or per byte-pair token.
 """
@@ -6,9 +6,11 @@ The metric is the test loss itself, in nats per character or per byte-pair token
 import itertools
 import re
 
+import flax.linen as nn
 import numpy as np
 
 from benchmarks.data import moby_dick, sotu
+from benchmarks.models.gru import GRU
 from benchmarks.models.transformer import GPT
 from benchmarks.workload import Workload
 from benchmarks.workloads._common import Arrays, Splits, batches_of, cross_entropy, flax_functions, mean_over
@@ -19,23 +21,26 @@ _VOCABULARY = 1024  # byte pairs of sotu
 
 def gpt_moby(tiny: bool = False) -> Workload:
     """Next character, 115 thousand parameters, 32 x 64 characters a step."""
-    if tiny:
-        splits, vocabulary = _synthetic_splits(), 16
-    else:
-        characters = np.frombuffer(moby_dick.load().encode("utf-32-le"), np.uint32)
-        alphabet, text = np.unique(characters, return_inverse=True)
-        vocabulary, held_out = len(alphabet), len(text) // 20
-        splits = {
-            "train": _windows([text[: -2 * held_out]]),
-            "validation": _windows([text[-2 * held_out : -held_out]]),
-            "test": _windows([text[-held_out:]]),
-        }
+    splits, vocabulary = _moby_splits(tiny)
     return language_model(
         name="gpt_moby",
         weight_decay=0.01,
         num_steps=20 if tiny else 600,
         batch_size=8 if tiny else 32,
         module=GPT(vocabulary, _LENGTH, width=16 if tiny else 64, depth=1 if tiny else 2, num_heads=2),
+        splits=splits,
+    )
+
+
+def gru_moby(tiny: bool = False) -> Workload:
+    """Next character, recurrent, 120 thousand parameters, 32 x 64 characters a step."""
+    splits, vocabulary = _moby_splits(tiny)
+    return language_model(
+        name="gru_moby",
+        weight_decay=0.01,
+        num_steps=20 if tiny else 600,
+        batch_size=8 if tiny else 32,
+        module=GRU(vocabulary, width=16 if tiny else 128),
         splits=splits,
     )
 
@@ -54,7 +59,7 @@ def gpt_sotu(tiny: bool = False) -> Workload:
     )
 
 
-def language_model(*, module: GPT, splits: Splits, **settings) -> Workload:
+def language_model(*, module: nn.Module, splits: Splits, **settings) -> Workload:
     """The workload of a network and the windows of tokens, `{split: {"tokens": [n, length + 1]}}`, that it predicts."""
     init, apply = flax_functions(module, splits["train"]["tokens"][:1, :-1])
 
@@ -84,6 +89,21 @@ def _windows(texts: list[np.ndarray]) -> Arrays:
     """Texts cut into inputs of `_LENGTH` tokens and the token after; a tail shorter than that is dropped."""
     cut = [np.lib.stride_tricks.sliding_window_view(text, _LENGTH + 1)[::_LENGTH] for text in texts]
     return {"tokens": np.concatenate(cut).astype(np.int32)}
+
+
+def _moby_splits(tiny: bool) -> tuple[Splits, int]:
+    """And the number of different characters; of the text's last tenth half is for tuning and half for the test."""
+    if tiny:
+        return _synthetic_splits(), 16
+    characters = np.frombuffer(moby_dick.load().encode("utf-32-le"), np.uint32)
+    alphabet, text = np.unique(characters, return_inverse=True)
+    held_out = len(text) // 20
+    splits: Splits = {
+        "train": _windows([text[: -2 * held_out]]),
+        "validation": _windows([text[-2 * held_out : -held_out]]),
+        "test": _windows([text[-held_out:]]),
+    }
+    return splits, len(alphabet)
 
 
 def _sotu_splits() -> Splits:

@@ -1,4 +1,4 @@
-"""Logistic regression on letter recognition, on the whole training set and on mini-batches, and an MLP on digits."""
+"""Logistic regression on letter recognition, on the whole training set and on mini-batches."""
 
 import numpy as np
 
@@ -6,19 +6,6 @@ from benchmarks.data import letter
 from benchmarks.models.mlp import MLP
 from benchmarks.workload import Workload
 from benchmarks.workloads._common import Arrays, Splits, classifier, split_off, take
-
-
-def digits_mlp(tiny: bool = False) -> Workload:
-    """Scikit-learn's 8x8 digits and two hidden layers: the quick start."""
-    return classifier(
-        name="digits_mlp",
-        base="sgd",
-        weight_decay=0.0,
-        num_steps=20 if tiny else 1000,
-        batch_size=32,
-        module=MLP(widths=(64, 64), num_classes=10),
-        splits=digits_splits(),
-    )
 
 
 def logreg_fullbatch(tiny: bool = False) -> Workload:
@@ -30,17 +17,6 @@ def logreg_fullbatch(tiny: bool = False) -> Workload:
 def logreg_minibatch(tiny: bool = False) -> Workload:
     """Convex with the noise of batches of 64."""
     return _logistic_regression("logreg_minibatch", _letter_splits(tiny), 20 if tiny else 4000, 64)
-
-
-def digits_splits() -> Splits:
-    """1,197 digits to train on, 300 and 300 to judge by; `x` is `[n, 8, 8, 1]` in [0, 1]."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    everything = {"x": digits.images[..., None].astype(np.float32) / 16, "y": digits.target.astype(np.int32)}
-    rest, test = split_off(everything, 300)
-    train, validation = split_off(rest, 300)
-    return {"train": train, "validation": validation, "test": test}
 
 
 def _logistic_regression(name: str, splits: Splits, num_steps: int, batch_size: int) -> Workload:

@@ -8,7 +8,7 @@ from benchmarks.data import efficientnet_lite0, mnist5k
 from benchmarks.models.efficientnet import EfficientNet, with_weights
 from benchmarks.workload import Workload
 from benchmarks.workloads._common import Splits, classifier, flax_functions, split_off, take
-from benchmarks.workloads.tabular import digits_splits
+from benchmarks.workloads.digits import digits_splits
 
 
 def efficientnet_finetune(tiny: bool = False) -> Workload:

@@ -7,7 +7,7 @@ from benchmarks.models.resnet import ResNet, UnnormalizedResNet
 from benchmarks.models.transformer import ViT
 from benchmarks.workload import Workload
 from benchmarks.workloads._common import Arrays, Splits, classifier, split_off, take
-from benchmarks.workloads.tabular import digits_splits
+from benchmarks.workloads.digits import digits_splits
 
 _MEAN, _DEVIATION = 0.286, 0.353  # of the training set's pixels in [0, 1]
 
