@@ -262,7 +262,7 @@ def test_decrease_of_probes_ahead_is_that_of_their_own_step():
         return jnp.sum(jnp.array([1.0, 3.0, 10.0]) * w**2)
 
     w = jnp.array([1.0, -2.0, 0.5])
-    tx = gen_optax.gen_sgd(init_learning_rate=0.01, probe=gen_optax.exact(), every=2)
+    tx = gen_optax.gen_sgd(init_learning_rate=0.01, max_change=None, probe=gen_optax.exact(), every=2)
     _, _, losses, states = train(tx, w, loss_fn, 21)
     drawn = lines(plot.decrease(jax.tree.map(lambda x: x[:-1], gen_state(states)), losses[:-1] - losses[1:]))
     predicted, actual = drawn["accepted probes"].T

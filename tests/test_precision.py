@@ -84,8 +84,8 @@ def test_matrix_units_that_round_float32_are_coarse(backend, eps, monkeypatch):
 
 @pytest.fixture(scope="module")
 def trajectory():
-    """Points of three float32 runs."""
-    return precision.points_of([0, 1, 2], stride=16)
+    """Points of six float32 runs."""
+    return precision.points_of(list(range(6)), stride=16)
 
 
 REFERENCES = {}
@@ -125,9 +125,11 @@ def test_finite_difference_is_about_right(name, trajectory):
 
 def test_finite_difference_of_a_loss_in_bfloat16_is_right_or_abstains(trajectory):
     error, status, accepted, expected = errors("finite_difference", LOW["bfloat16 throughout, loss too"], trajectory)
-    assert np.median(error) < 0.1
+    assert np.median(error) < 0.15  # single steps, small ones among them, in a loss of eight bits
     assert np.mean(accepted[expected]) < 0.9  # else this tests nothing
-    assert set(status[expected & ~accepted]) <= ABSTAINS
+    assert set(status[expected & ~accepted]) <= ABSTAINS | {
+        ProbeStatus.ASCENT
+    }  # at which one on the own batch abstains
 
 
 def test_what_is_lost_in_the_rounding_of_the_layers_is_not_taken_for_a_change():
@@ -160,9 +162,10 @@ def run(name, probe):
 @pytest.mark.parametrize("name", MIXED)
 def test_the_rate_found_from_nothing_is_that_of_float32(name, probe):
     low, reference = run(name, probe), run("float32", probe)
-    ratio = np.log(low["learning_rate"] / reference["learning_rate"])[:, 20:]
+    # While it is being found: after it a probe weighs up to a half, and two float32 runs part as well.
+    ratio = np.log(low["learning_rate"] / reference["learning_rate"])[:, 20:50]
     # The median of runs, as single ones go other ways: of two float32 runs some do.
-    assert np.median(np.mean(ratio, axis=1)) == pytest.approx(0, abs=0.1)
+    assert np.median(np.mean(ratio, axis=1)) == pytest.approx(0, abs=0.05)
 
 
 def test_numbers_that_carry_the_rate_are_float32():
@@ -193,7 +196,7 @@ def test_a_loss_that_is_scaled_throughout_gives_the_same_rate(probe):
 
 def test_an_overflow_of_scaled_gradients_costs_one_step():
     """With `optax.apply_if_finite` around: parameters and learning rate stay, the next step goes on."""
-    tx = optax.apply_if_finite(gen_optax.gen(optax.sgd(1.0), init_learning_rate=0.1, every=1), 10)
+    tx = optax.apply_if_finite(gen_optax.gen(optax.sgd(1.0), init_learning_rate=0.1, max_change=None, every=1), 10)
     w = jnp.ones(2, F16)
 
     def loss(w):
@@ -246,7 +249,7 @@ def test_a_function_without_a_forward_mode_is_no_matter():
         def loss(w):
             return jnp.mean(function(w.astype(BF16)).astype(F32) ** 2)
 
-        tx = gen_optax.scale_by_gen(0.1, every=1)
+        tx = gen_optax.scale_by_gen(0.1, every=1, max_change=None)
         w = jnp.linspace(0.1, 1, 64)
         state = tx.init(w)
         for _ in range(2):
