@@ -127,9 +127,8 @@ def test_finite_difference_of_a_loss_in_bfloat16_is_right_or_abstains(trajectory
     error, status, accepted, expected = errors("finite_difference", LOW["bfloat16 throughout, loss too"], trajectory)
     assert np.median(error) < 0.15  # single steps, small ones among them, in a loss of eight bits
     assert np.mean(accepted[expected]) < 0.9  # else this tests nothing
-    assert set(status[expected & ~accepted]) <= ABSTAINS | {
-        ProbeStatus.ASCENT
-    }  # at which one on the own batch abstains
+    on_own_batch = ABSTAINS | {ProbeStatus.ASCENT}
+    assert set(status[expected & ~accepted]) <= on_own_batch
 
 
 def test_what_is_lost_in_the_rounding_of_the_layers_is_not_taken_for_a_change():
