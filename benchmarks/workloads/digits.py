@@ -4,6 +4,8 @@ The second and the third are small and delicate: a rate that is too high for a d
 policy that has settled on few actions, and no later rate mends that.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,21 +39,21 @@ def digits_autoencoder(tiny: bool = False) -> Workload:
         x = batch["x"].reshape(len(batch["x"]), -1)
         return ((apply(params, model_state, x)[0] - x) ** 2).mean(axis=1)
 
-    return Workload(
+    def loss_fn(params, model_state, batch, key):
+        return squared_errors(params, model_state, batch).mean(), model_state
+
+    def per_example(params, model_state, batch):
+        return {"loss": squared_errors(params, model_state, batch)}
+
+    return _delicate(
         name="digits_autoencoder",
-        base="adamw",
-        weight_decay=0.0,
-        num_steps=20 if tiny else 1500,
-        batch_size=64,
+        tiny=tiny,
         metric="loss",
         higher_is_better=False,
         init=init,
-        loss_fn=lambda params, model_state, batch, key: (
-            squared_errors(params, model_state, batch).mean(),
-            model_state,
-        ),
+        loss_fn=loss_fn,
         batches=batches_of(splits["train"]),
-        evaluate=mean_over(lambda *arguments: {"loss": squared_errors(*arguments)}, splits),
+        evaluate=mean_over(per_example, splits),
     )
 
 
@@ -64,29 +66,26 @@ def digits_policy(tiny: bool = False) -> Workload:
     splits = digits_splits()
     init, apply = flax_functions(MLP(widths=(64, 64), num_classes=_NUM_ACTIONS), splits["train"]["x"][:1])
 
-    def probability(params, model_state, batch, action):
-        logits, _ = apply(params, model_state, batch["x"])
-        return jnp.take_along_axis(jax.nn.softmax(logits.astype(jnp.float32)), action[:, None], axis=1)[:, 0], logits
+    def probability(logits, action):
+        return jnp.take_along_axis(jax.nn.softmax(logits.astype(jnp.float32)), action[:, None], axis=1)[:, 0]
 
     def act(batch, rng):
         action = rng.integers(0, _NUM_ACTIONS, len(batch["y"])).astype(np.int32)
         return {**batch, "action": action, "reward": (action == batch["y"]).astype(np.float32)}
 
     def loss_fn(params, model_state, batch, key):
-        chosen, _ = probability(params, model_state, batch, batch["action"])
+        logits, _ = apply(params, model_state, batch["x"])
         advantage = batch["reward"] - 1 / _NUM_ACTIONS
-        return -(_NUM_ACTIONS * chosen * advantage).mean(), model_state
+        return -(_NUM_ACTIONS * probability(logits, batch["action"]) * advantage).mean(), model_state
 
     def per_example(params, model_state, batch):
-        right, logits = probability(params, model_state, batch, batch["y"])
+        logits, _ = apply(params, model_state, batch["x"])
+        right = probability(logits, batch["y"])
         return {"loss": 1 / _NUM_ACTIONS - right, "reward": right, "accuracy": jnp.argmax(logits, -1) == batch["y"]}
 
-    return Workload(
+    return _delicate(
         name="digits_policy",
-        base="adamw",
-        weight_decay=0.0,
-        num_steps=20 if tiny else 1500,
-        batch_size=64,
+        tiny=tiny,
         metric="reward",
         higher_is_better=True,
         init=init,
@@ -105,3 +104,7 @@ def digits_splits() -> Splits:
     rest, test = split_off(everything, 300)
     train, validation = split_off(rest, 300)
     return {"train": train, "validation": validation, "test": test}
+
+
+def _delicate(*, tiny: bool, **settings: Any) -> Workload:
+    return Workload(base="adamw", weight_decay=0.0, num_steps=20 if tiny else 1500, batch_size=64, **settings)

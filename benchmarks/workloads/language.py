@@ -5,6 +5,7 @@ The metric is the test loss itself, in nats per character or per byte-pair token
 
 import itertools
 import re
+from collections.abc import Callable
 
 import flax.linen as nn
 import numpy as np
@@ -21,28 +22,13 @@ _VOCABULARY = 1024  # byte pairs of sotu
 
 def gpt_moby(tiny: bool = False) -> Workload:
     """Next character, 115 thousand parameters, 32 x 64 characters a step."""
-    splits, vocabulary = _moby_splits(tiny)
-    return language_model(
-        name="gpt_moby",
-        weight_decay=0.01,
-        num_steps=20 if tiny else 600,
-        batch_size=8 if tiny else 32,
-        module=GPT(vocabulary, _LENGTH, width=16 if tiny else 64, depth=1 if tiny else 2, num_heads=2),
-        splits=splits,
-    )
+    width, depth = (16, 1) if tiny else (64, 2)
+    return _moby("gpt_moby", lambda vocabulary: GPT(vocabulary, _LENGTH, width, depth, num_heads=2), tiny)
 
 
 def gru_moby(tiny: bool = False) -> Workload:
     """Next character, recurrent, 120 thousand parameters, 32 x 64 characters a step."""
-    splits, vocabulary = _moby_splits(tiny)
-    return language_model(
-        name="gru_moby",
-        weight_decay=0.01,
-        num_steps=20 if tiny else 600,
-        batch_size=8 if tiny else 32,
-        module=GRU(vocabulary, width=16 if tiny else 128),
-        splits=splits,
-    )
+    return _moby("gru_moby", lambda vocabulary: GRU(vocabulary, width=16 if tiny else 128), tiny)
 
 
 def gpt_sotu(tiny: bool = False) -> Workload:
@@ -91,19 +77,27 @@ def _windows(texts: list[np.ndarray]) -> Arrays:
     return {"tokens": np.concatenate(cut).astype(np.int32)}
 
 
-def _moby_splits(tiny: bool) -> tuple[Splits, int]:
-    """And the number of different characters; of the text's last tenth half is for tuning and half for the test."""
+def _moby(name: str, module_for: Callable[[int], nn.Module], tiny: bool) -> Workload:
+    """The workload of `module_for(vocabulary)`; of the text's last tenth half is for tuning and half for the test."""
     if tiny:
-        return _synthetic_splits(), 16
-    characters = np.frombuffer(moby_dick.load().encode("utf-32-le"), np.uint32)
-    alphabet, text = np.unique(characters, return_inverse=True)
-    held_out = len(text) // 20
-    splits: Splits = {
-        "train": _windows([text[: -2 * held_out]]),
-        "validation": _windows([text[-2 * held_out : -held_out]]),
-        "test": _windows([text[-held_out:]]),
-    }
-    return splits, len(alphabet)
+        splits, vocabulary = _synthetic_splits(), 16
+    else:
+        characters = np.frombuffer(moby_dick.load().encode("utf-32-le"), np.uint32)
+        alphabet, text = np.unique(characters, return_inverse=True)
+        vocabulary, held_out = len(alphabet), len(text) // 20
+        splits = {
+            "train": _windows([text[: -2 * held_out]]),
+            "validation": _windows([text[-2 * held_out : -held_out]]),
+            "test": _windows([text[-held_out:]]),
+        }
+    return language_model(
+        name=name,
+        weight_decay=0.01,
+        num_steps=20 if tiny else 600,
+        batch_size=8 if tiny else 32,
+        module=module_for(vocabulary),
+        splits=splits,
+    )
 
 
 def _sotu_splits() -> Splits:
