@@ -7,12 +7,19 @@ was probed:
 * along the step to come, on its own batch, `h = eta` and the target is `sigma b / A`, the paper's rule for `sigma = 1`;
 * on a batch independent of the step, `h` is the step as applied, decay included. At its noise floor training under h
   no longer changes the expected loss: `b h = A h^2 / 2`, hence `rho = 1/2` although nothing is wrong, for one step and
-  for several judged as one. With `sigma = 2` the rule stands still exactly there, at the largest rate that still makes
-  progress; the greedy rule would halve the rate, again and again.
+  for several judged as one. With `sigma = 2` the rule stands still exactly there; the greedy rule would halve the rate,
+  again and again.
 
-Without noise `2 b / A` is the edge where a single step gains nothing, so ahead of a single step the default is 1.6: the
-rate sinks, slowly, while training makes no progress. Of several steps judged as one only the progress counts that they
-make together, not what one does across the valley and the next one undoes: there it is 2.
+Exactly there nothing is gained any more, and in a long run a rate that was right at first stays when noise is all that
+is left of its steps. So the default is a little less. With 1.8 the rate rests where a twentieth of `A h^2` is progress,
+`1 / 1.8 - 1 / 2`: a decay takes it down in the end. Where the end is open nothing else does, and with 1.6 it sinks
+until an eighth is. So it does ahead of a single step: without noise `2 b / A` is the edge where such a step gains
+nothing. Of several steps judged as one only the progress counts that they make together, not what one does across the
+valley and the next one undoes.
+
+Near balance `sigma rho` scatters about 1 with the noise of `b`. A mean of its logarithm would lie below that of `sigma
+rho`, the more so the noisier the batch, and the rate would sink for no other reason. So on an independent batch, once a
+rate is found, its logarithm follows the mean of `sigma rho - 1`, within the logarithms of the clamp.
 
 While a rate is being found, `sigma` is at most 1. Break-even is a state of balance, which the first steps are far
 from: there it overshoots, and stays, since balance is found at any rate within reach. It only climbs from where it
@@ -37,7 +44,7 @@ from gen_optax import _arithmetic, _axes, _fit, _loss
 from gen_optax._probe import Context, Measurement
 
 _MIN_R_SQUARED = 0.99  # Algorithm 1
-_SIGMA_BACK, _SIGMA_AHEAD = 2.0, 1.6  # on an independent batch
+_SIGMA_HELD, _SIGMA_SINKING = 1.8, 1.6  # on an independent batch
 _FIRST_SIGMA = 1.0  # at most, while a rate is being found
 _STEPS_TOGETHER = 16  # that a probe judges as one, or as many as lie between two probes: fewer scatter more
 _BLIND_ASCENT = 2.0  # an ascent of more than this times A h says nothing of a rate that is being found
@@ -181,8 +188,12 @@ def advance(
     limit = _limit(rule)
     sigma = jnp.where(first, jnp.minimum(_FIRST_SIGMA, rule.sigma), rule.sigma)
     ratio = sigma * slope / jnp.where(accepted, curvature, 1)
-    if independent:  # up with care, down at once
-        ratio = jnp.where(first, jnp.minimum(jnp.cbrt(ratio), ratio), ratio)
+    if independent:
+        steady = ratio
+        if rule.smooth == "log" and rule.max_change is not None:  # so that noise averages out; exp(m - 1) > m
+            steady = jnp.where(overshot, ratio, jnp.exp(jnp.minimum(ratio, limit) - 1))
+        careful = jnp.minimum(jnp.cbrt(ratio), ratio)  # up with care, down at once
+        ratio = jnp.where(first, careful, steady)
     if rule.max_change is not None:
         lowest_ratio = jnp.where(overshot, jnp.minimum(_OVERSHOOT_FACTOR, 1 / limit), 1 / limit)
         ratio = jnp.clip(ratio, lowest_ratio, limit)
@@ -246,11 +257,11 @@ def watch(
     return learning_rate, jax.tree.map(lambda new, old: jnp.where(counts, new, old), seen, losses)
 
 
-def sigma_for(independent: bool, looks_back: bool) -> float:
+def sigma_for(independent: bool, looks_back: bool, decays: bool) -> float:
     """The default sigma: see the module."""
-    if looks_back:
-        return _SIGMA_BACK
-    return _SIGMA_AHEAD if independent else 1.0
+    if not independent:
+        return 1.0
+    return _SIGMA_HELD if looks_back and decays else _SIGMA_SINKING
 
 
 def finding(rule: Rule, first_learning_rate: jax.Array, num_probes: jax.Array) -> jax.Array:

@@ -86,10 +86,11 @@ def scale_by_gen(
 
     On the batch that the step was computed from, `b` flatters the step. The default probe therefore looks back, on the
     present batch: at the sum `h u` of the last 16 steps or so, as they were applied, of which
-    :math:`\eta_{t-1} \sigma b / (A h)` takes the place of :math:`\sigma\eta^*`. With :math:`\sigma = 2` the rate rests
-    where the steps stop making progress on a fresh batch, :math:`b h = A h^2 / 2`; a fresh batch that they made worse
-    lowers it as far as `max_change` allows. So does, once a rate is found, an average loss that has lost a quarter of
-    what it had gained.
+    :math:`\eta_{t-1} \sigma b / (A h)` takes the place of :math:`\sigma\eta^*`, and once a rate is found
+    :math:`\eta_{t-1} \exp(\sigma b / (A h) - 1)`, whose logarithm averages out the noise of `b`. With
+    :math:`\sigma = 2` the rate would rest where the steps stop making progress on a fresh batch,
+    :math:`b h = A h^2 / 2`; the default is a little less. A fresh batch that they made worse lowers the rate as far as
+    `max_change` allows. So does, once a rate is found, an average loss that has lost a quarter of what it had gained.
 
     Put it last in a chain, after a base optimizer of learning rate 1: the direction that is probed is then the one that
     is applied. Algorithm 1 of the paper, to the letter, is `scale_by_gen(init_learning_rate=1e-3,
@@ -110,13 +111,14 @@ def scale_by_gen(
         others no loss is evaluated.
       smoothing: :math:`\gamma`, in [0, 1).
       smooth: what is averaged: `"log"`, the logarithm of the target; `"learning_rate"`, the target (Algorithm 1);
-        `"coefficients"`, `b` and `A` separately, whose ratio is then the target.
+        `"coefficients"`, `b` and `A` separately, whose ratio then makes the target. (The exponential above is that of
+        `"log"`, with a clamp.)
       max_change: `m`, greater than 1: how far the target may lie from the present learning rate. None: no limit, and
         :math:`\eta_0` is taken as it is.
         After a step that overshot beyond doubt it may lie at a tenth.
-      sigma: factor on `b / A`. 1 is the greedy minimiser, 2 the break-even point and the edge of stability. None: 2
-        for a probe that looks back; ahead, 1 on the step's own batch and 1.6 on an independent one, where the rate
-        sinks slowly while training makes no progress.
+      sigma: factor on `b / A`. 1 is the greedy minimiser, 2 the break-even point and the edge of stability. None: 1.8
+        for a probe that looks back, with `num_steps` or `decay`; 1.6 without them, and ahead on an independent batch,
+        where the rate sinks while training makes little progress; 1 on the step's own batch.
       num_steps: the horizon `T`: :math:`s(t) = \min(1, \max(0, 4 - 4 t / T))`, which is 1 for three quarters of it and
         then falls to 0. None: no decay.
       decay: a schedule to take the place of `s`, for example `optax.cosine_decay_schedule(1.0, T)`.
@@ -183,11 +185,12 @@ def scale_by_gen(
         max_learning_rate=max_learning_rate,
         value_fn=value_fn,
     )
+    decays = num_steps is not None or decay is not None
     rule = _control.Rule(
         smoothing,
         smooth,
         max_change,
-        _control.sigma_for(probe.independent, probe.looks_back) if sigma is None else sigma,
+        _control.sigma_for(probe.independent, probe.looks_back, decays) if sigma is None else sigma,
         every,
         min_learning_rate,
         max_learning_rate,

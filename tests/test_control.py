@@ -194,7 +194,7 @@ def test_an_overshot_falls_below_the_clamp(slope, max_change, falls_to):
     overshot = measurement(slope, 1.0, end_value=2.1)
     assert next_rate(overshot, rate=1.0, **settings)[0] == pytest.approx(falls_to)
     fine = measurement(slope, 1.0, end_value=1.9)
-    cautious = max(slope, 1 / max_change) ** 0.1
+    cautious = max(np.exp(slope - 1), 1 / max_change) ** 0.1
     assert next_rate(fine, rate=1.0, **settings)[0] == pytest.approx(cautious)
 
 
@@ -268,6 +268,54 @@ def test_the_target_is_in_units_of_the_present_rate(smooth, step_size):
     averages = ZEROS if smooth == "coefficients" else ()
     arguments = {"step_size": step_size, "independent": True, "averages": averages, "smooth": smooth, "sigma": 2.0}
     assert next_rate(measurement(2.0, 2.0), **arguments)[0] == pytest.approx(0.1 * 2)
+
+
+@pytest.mark.parametrize("slopes", [(1.0, 1.0), (0.8, 1.2), (0.6, 1.4)])
+def test_noise_of_the_slope_averages_out_at_balance(slopes):
+    """On an independent batch: sigma rho is 1 on average, so the rate ends where it began, however far it scatters."""
+    rate = 0.1
+    for slope in slopes:
+        settings = {"independent": True, "smooth": "log", "smoothing": 0.5, "max_change": 2.0, "sigma": 2.0}
+        rate, *_ = next_rate(measurement(slope, 2.0), rate=rate, **settings)
+    assert rate == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("slope", "log_factor"), [(0.9, -0.1), (1.2, 0.2), (1.8, np.log(2)), (0.1, -np.log(2))])
+def test_the_logarithm_follows_the_excess_over_balance(slope, log_factor):
+    """sigma rho - 1 within the clamp, times 1 - gamma."""
+    settings = {"independent": True, "smooth": "log", "smoothing": 0.5, "max_change": 2.0, "sigma": 2.0}
+    rate, *_ = next_rate(measurement(slope, 2.0), **settings)
+    assert rate == pytest.approx(0.1 * np.exp(0.5 * log_factor))
+
+
+@pytest.mark.parametrize(
+    ("probe", "horizon", "sigma"),
+    [
+        (gen_optax.retrospective(), {"num_steps": 100}, 1.8),
+        (gen_optax.retrospective(), {"decay": optax.constant_schedule(1.0)}, 1.8),
+        (gen_optax.retrospective(), {}, 1.6),
+        (gen_optax.finite_difference(independent=True), {"num_steps": 100}, 1.6),
+        (gen_optax.finite_difference(), {}, 1.0),
+    ],
+)
+def test_sigma_unless_given(probe, horizon, sigma):
+    """As it is when given."""
+
+    def rates(**settings):
+        tx = gen_optax.scale_by_gen(probe=probe, every=1, **horizon, **settings)
+
+        def step(carry, batch):
+            (w, state), (of_gradient, of_probe) = carry, batch
+            x = of_probe if probe.independent and not probe.looks_back else of_gradient
+            updates, state = tx.update(of_gradient - w, state, w, value_fn=lambda w, x: jnp.sum((w - x) ** 2), x=x)
+            return (optax.apply_updates(w, updates), state), state.learning_rate
+
+        w = jnp.ones(1000)
+        batches = jax.random.normal(jax.random.key(0), (60, 2, 1000))  # beyond the search, in which sigma is at most 1
+        return jax.lax.scan(step, (w, tx.init(w)), batches)[1][-1]
+
+    assert rates() == rates(sigma=sigma)
+    assert rates() != rates(sigma=sigma + 0.1)
 
 
 @pytest.mark.parametrize(("num_probes", "sigma", "factor"), [(1, 2, 1.0), (49, 2, 1.0), (1, 1, 1), (50, 2, 2)])

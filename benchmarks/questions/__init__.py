@@ -19,6 +19,7 @@ NAMES = (
     "overhead",
     "sensitivity",
     "batch_size",
+    "length",
     "breakdown",
     "robustness",
     "precision",

@@ -14,6 +14,7 @@ from benchmarks.questions import (
     authors,
     batch_size,
     defaults,
+    length,
     overhead,
     precision,
     quality,
@@ -121,6 +122,17 @@ def test_batch_size(study, monkeypatch):
 def test_steps_for_a_batch_size():
     workload = toy(num_steps=400, batch_size=64)
     assert [batch_size.steps(workload, size) for size in (4, 16, 64, 128, 4096)] == [1600, 1600, 400, 200, 50]
+
+
+@pytest.mark.usefixtures("one_rate")
+def test_length(study, monkeypatch):
+    monkeypatch.setattr(length, "METHODS", ("gen",))
+    length.run(study)
+    length.run(finished(study, monkeypatch))
+    text = length.report(study.results)
+    assert "|  | worst | toy, 16 steps | toy, 4 steps |" in text
+    assert text.count("| toy | 16 | tuned, ") == 2
+    assert "| toy | 4 | gen | " in text
 
 
 def test_breakdown_on_a_parabola(study):
