@@ -14,7 +14,7 @@ WORKLOADS = ("vit_fashion", "logreg_minibatch")
 
 _RATES = tuple(f"1e{exponent:+03d}" for exponent in range(-8, 3))
 
-_SIGMAS = ("1", "1.25", "1.5", "1.75", "2", "2.5", "3")
+_SIGMAS = ("1", "1.2", "1.4", "1.6", "1.8", "2", "2.5")
 _PROBES = (
     "retrospective",
     "finite_difference",
