@@ -309,7 +309,7 @@ def two_steps(known):
 @pytest.mark.parametrize(("last", "accepted"), [(1.5, True), (0.5, False)])
 def test_a_loss_that_is_not_finite_beyond_the_steps_is_a_wall(last, accepted):
     """From 0 to 1, downhill: with an end of the world at 1.5 the rate stands still. (At 0.5 the step is taken back.)"""
-    tx = gen_optax.scale_by_gen(1.0, gen_optax.retrospective(), every=1, max_change=None)
+    tx = gen_optax.scale_by_gen(1.0, gen_optax.retrospective(), every=1, max_change=None, sigma=2.0)
     update = jitted_update(tx, lambda w: jnp.where(w < last, (w - 3.0) ** 2, jnp.inf))
     w = jnp.zeros(())
     updates, state = update(jnp.ones(()), tx.init(w), w)
