@@ -158,8 +158,10 @@ def grouped(cells: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[A
     return groups
 
 
-def by_method(results: store.Store, workload: str, reported: bool = True) -> dict[str, list[dict[str, Any]]]:
-    """A workload's cells at its own batch size, steps and precision by their method.
+def by_method(
+    results: store.Store, workload: str, reported: bool = True, factor: int = 1
+) -> dict[str, list[dict[str, Any]]]:
+    """A workload's cells at its own batch size, `factor` times its own steps and in float32, by their method.
 
     Those of the seeds that are reported on, which have a test result, or those of all the others.
     """
@@ -168,7 +170,8 @@ def by_method(results: store.Store, workload: str, reported: bool = True) -> dic
         key, own = cell["key"], cell["workload"]
         settings = (key["batch_size"], key["num_steps"], key["precision"])
         return (
-            settings == (own["batch_size"], own["num_steps"], "float32") and runner.is_reported(key["seed"]) == reported
+            settings == (own["batch_size"], factor * own["num_steps"], "float32")
+            and runner.is_reported(key["seed"]) == reported
         )
 
     return grouped(filter(counts, results.cells(workload)), lambda cell: cell["key"]["method"])

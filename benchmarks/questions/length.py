@@ -7,7 +7,7 @@ do not show it. The baseline is the base optimizer at a constant rate and with a
 from typing import Any
 
 from benchmarks import report as pages
-from benchmarks import runner, store, tune
+from benchmarks import store, tune
 from benchmarks.questions import Study
 
 WORKLOADS = ("gru_moby", "gpt_moby", "digits_autoencoder", "digits_policy")
@@ -31,17 +31,15 @@ def report(results: store.Store) -> str | None:
     compared: dict[str, dict[str, Any]] = {}
     lines = []
     for workload in results.workloads():
-        lengths = dict(sorted(_by_length(results, workload).items()))
-        if len(lengths) < 2:
-            continue
-        for num_steps, (rows, rivals) in lengths.items():
+        lengths = [found for factor in FACTORS if (found := _at(results, workload, factor))]
+        for rows, rivals in lengths if len(lengths) > 1 else []:
             for name, cells in rows.items():
-                metric = cells[0]["workload"]["metric"]
+                metric, num_steps = cells[0]["workload"]["metric"], cells[0]["key"]["num_steps"]
                 values = [cell["final"]["test"][metric] for cell in pages.survivors(cells)]
                 lines.append([workload, num_steps, name, metric, pages.mean_and_spread(values), pages.outcome(cells)])
-            for method, rival in rivals.items():
-                if method in rows:
-                    compared.setdefault(method, {})[f"{workload}, {num_steps:,} steps"] = rows[method], rows[rival]
+                if rivals.get(name) in rows:
+                    column = f"{workload}, {num_steps:,} steps"
+                    compared.setdefault(name, {})[column] = cells, rows[rivals[name]]
     if not lines:
         return None
     header = ["workload", "steps", "method", "metric", "test metric", "seeds"]
@@ -49,21 +47,16 @@ def report(results: store.Store) -> str | None:
     return f"{beside}\n\n{pages.gains(compared)}\n\n{pages.table(header, lines)}"
 
 
-def _by_length(results, workload):
-    """`{steps: ({row: cells}, {method: the row of its rival})}`, where this length was tuned and trained."""
-    found = {}
-    cells = [cell for cell in results.cells(workload) if runner.is_reported(cell["key"]["seed"])]
-    for setting, group in pages.grouped(cells, lambda cell: tune.setting_name(cell["key"])).items():
-        key, own = group[0]["key"], group[0]["workload"]
-        choice = tune.choice(results, workload, setting, _SCHEDULES)
-        if key["batch_size"] != own["batch_size"] or key["precision"] != "float32" or choice is None:
-            continue
-        if key["num_steps"] not in [factor * own["num_steps"] for factor in FACTORS]:
-            continue
-        by_method = pages.grouped(group, lambda cell: cell["key"]["method"])
-        names = {choice["schedules"][s]["method"]: f"tuned, {s}" for s in _SCHEDULES}
-        names |= {method: method for method in METHODS}
-        rows = {name: by_method[method] for method, name in names.items() if method in by_method}
-        rivals = {"gen_horizon": names[choice["best"]], "gen": f"tuned, {_SCHEDULES[0]}"}
-        found[key["num_steps"]] = rows, {m: rival for m, rival in rivals.items() if rival in rows}
-    return found
+def _at(results, workload, factor):
+    """`({row: cells}, {row: that of its rival})`; None where this length was not tuned and trained."""
+    by_method = pages.by_method(results, workload, factor=factor)
+    if not by_method:
+        return None
+    key = next(iter(by_method.values()))[0]["key"]
+    choice = tune.choice(results, workload, tune.setting_name(key), _SCHEDULES)
+    if choice is None:
+        return None
+    names = {choice["schedules"][schedule]["method"]: f"tuned, {schedule}" for schedule in _SCHEDULES}
+    rivals = {"gen_horizon": names[choice["best"]], "gen": "tuned, constant"}
+    names |= {method: method for method in METHODS}
+    return {name: by_method[method] for method, name in names.items() if method in by_method}, rivals

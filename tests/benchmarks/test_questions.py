@@ -44,18 +44,18 @@ def one_rate(monkeypatch):
     monkeypatch.setattr(tune, "_LIMITS", (-4, -4))
 
 
-def finished(study, monkeypatch):
-    """Runs a question again, with nothing left to train."""
+def page_of(question, study, monkeypatch):
+    """What a question reports after it was asked twice, the second time with nothing left to train."""
+    question.run(study)
     monkeypatch.setattr(runner, "train", lambda *_: pytest.fail("trained again"))
-    return study
+    question.run(study)
+    return question.report(study.results)
 
 
 @pytest.mark.usefixtures("one_rate")
 def test_quality(study, monkeypatch):
     monkeypatch.setattr(methods, "QUALITY", ("momo",))
-    quality.run(study)
-    quality.run(finished(study, monkeypatch))
-    text = quality.report(study.results)
+    text = page_of(quality, study, monkeypatch)
     assert "tuned baseline" in text
     assert "warmup, cosine baseline" in text
     assert "| momo |" in text
@@ -63,12 +63,10 @@ def test_quality(study, monkeypatch):
 
 @pytest.mark.usefixtures("one_rate")
 def test_defaults_are_chosen_on_validation_splits_and_seeds_of_their_own(study, monkeypatch):
-    defaults.run(study)
-    defaults.run(finished(study, monkeypatch))
+    text = page_of(defaults, study, monkeypatch)
     cells = list(study.results.cells())
     assert {cell["key"]["seed"] for cell in cells} == {runner.TUNING_SEED, 101}
     assert not any("test" in cell["final"] for cell in cells)
-    text = defaults.report(study.results)
     assert text.count("| default: `gen") == 2
     assert "## Under stress" not in text  # of other cells than these
     assert quality.report(study.results) is None
@@ -95,9 +93,7 @@ def test_every_variant_can_be_built():
 
 
 def test_sensitivity(study, monkeypatch):
-    sensitivity.run(study)
-    sensitivity.run(finished(study, monkeypatch))
-    text = sensitivity.report(study.results)
+    text = page_of(sensitivity, study, monkeypatch)
     assert "## Initial rate\n" in text
     assert "| 1e-08 | toy |" in text
 
@@ -112,9 +108,7 @@ def test_every_value_of_every_factor_can_be_built():
 @pytest.mark.usefixtures("one_rate")
 def test_batch_size(study, monkeypatch):
     monkeypatch.setattr(batch_size, "METHODS", ("momo",))
-    batch_size.run(study)
-    batch_size.run(finished(study, monkeypatch))
-    text = batch_size.report(study.results)
+    text = page_of(batch_size, study, monkeypatch)
     assert "| 8 | 8 | tuned baseline (0." in text
     assert "| 16 | 4 | momo |" in text
 
@@ -127,9 +121,7 @@ def test_steps_for_a_batch_size():
 @pytest.mark.usefixtures("one_rate")
 def test_length(study, monkeypatch):
     monkeypatch.setattr(length, "METHODS", ("gen",))
-    length.run(study)
-    length.run(finished(study, monkeypatch))
-    text = length.report(study.results)
+    text = page_of(length, study, monkeypatch)
     assert "|  | worst | toy, 16 steps | toy, 4 steps |" in text
     assert text.count("| toy | 16 | tuned, ") == 2
     assert "| toy | 4 | gen | " in text
@@ -163,9 +155,7 @@ def test_breakdown_on_a_parabola(study):
 
 @pytest.mark.usefixtures("one_rate")
 def test_robustness(study, monkeypatch):
-    robustness.run(study)
-    robustness.run(finished(study, monkeypatch))
-    text = robustness.report(study.results)
+    text = page_of(robustness, study, monkeypatch)
     assert "| toy | adamw | 16 | mixed | gen_horizon |" in text
     assert "| toy | adamw | 16 | float32 | gen |" in text
 
