@@ -185,31 +185,12 @@ def advance(
             *(jnp.where(accepted, gamma * m + (1 - gamma) * x, m) for m, x in zip(averages, new, strict=True))
         )
         slope, curvature = averages.slope * unit, averages.curvature * unit * unit
-    limit = _limit(rule)
-    sigma = jnp.where(first, jnp.minimum(_FIRST_SIGMA, rule.sigma), rule.sigma)
-    ratio = sigma * slope / jnp.where(accepted, curvature, 1)
-    if independent:
-        steady = ratio
-        if rule.smooth == "log" and rule.max_change is not None:  # so that noise averages out; exp(m - 1) > m
-            steady = jnp.where(overshot, ratio, jnp.exp(jnp.minimum(ratio, limit) - 1))
-        careful = jnp.minimum(jnp.cbrt(ratio), ratio)  # up with care, down at once
-        ratio = jnp.where(first, careful, steady)
-    if rule.max_change is not None:
-        lowest_ratio = jnp.where(overshot, jnp.minimum(_OVERSHOOT_FACTOR, 1 / limit), 1 / limit)
-        ratio = jnp.clip(ratio, lowest_ratio, limit)
 
+    sigma = jnp.where(first, jnp.minimum(_FIRST_SIGMA, rule.sigma), rule.sigma)
+    ratio = _towards(rule, sigma * slope / jnp.where(accepted, curvature, 1), first, overshot, independent)
     moves = accepted
-    if independent or rule.searches:
-        # Curvature hidden in the rounding error is at most that error: the minimum lies beyond aim / noise.
-        hidden = (status == ProbeStatus.NO_CURVATURE) & (independent | searched)
-        if independent:
-            hidden &= ~first | (measured.curvature >= -measured.noise)
-        at_least = sigma * measured.slope / jnp.maximum(measured.noise, jnp.finfo(ratio.dtype).tiny)
-        ratio, moves = jnp.where(hidden, jnp.clip(at_least, 1, limit), ratio), moves | hidden
-    if independent:
-        blind = first & ~overshot & (-measured.slope > _BLIND_ASCENT * jnp.abs(measured.curvature))
-        ascent = (status == ProbeStatus.ASCENT) & ~blind
-        ratio, moves = jnp.where(ascent, 1 / limit, ratio), moves | ascent
+    for applies, without_minimum in _blindly(rule, sigma, measured, status, first, searched, overshot, independent):
+        ratio, moves = jnp.where(applies, without_minimum, ratio), moves | applies
 
     if rule.smooth == "learning_rate":
         smoothed = learning_rate * (gamma + (1 - gamma) * ratio)
@@ -224,6 +205,46 @@ def advance(
     moved = jnp.where(status == ProbeStatus.OVERSHOOT, _OVERSHOOT_FACTOR * learning_rate, moved)
     moved = jnp.where(learning_rate > 0, jnp.maximum(moved, jnp.finfo(moved.dtype).tiny), 0)
     return bound(rule, moved), averages, overshot
+
+
+def _towards(rule: Rule, ratio: jax.Array, first: jax.Array, overshot: jax.Array, independent: bool) -> jax.Array:
+    """The factor by which a parabola moves the rate before smoothing, where the target is `ratio` times the rate."""
+    limit = _limit(rule)
+    if independent:
+        steady = ratio
+        if rule.smooth == "log" and rule.max_change is not None:  # so that noise averages out; exp(m - 1) > m
+            steady = jnp.where(overshot, ratio, jnp.exp(jnp.minimum(ratio, limit) - 1))
+        careful = jnp.minimum(jnp.cbrt(ratio), ratio)  # up with care, down at once
+        ratio = jnp.where(first, careful, steady)
+    if rule.max_change is None:
+        return ratio
+    return jnp.clip(ratio, jnp.where(overshot, jnp.minimum(_OVERSHOOT_FACTOR, 1 / limit), 1 / limit), limit)
+
+
+def _blindly(
+    rule: Rule,
+    sigma: jax.Array,
+    measured: Measurement,
+    status: jax.Array,
+    first: jax.Array,
+    searched: jax.Array,
+    overshot: jax.Array,
+    independent: bool,
+) -> list[tuple[jax.Array, jax.Array]]:
+    """When a measurement without a minimum in sight moves the rate, and by which factor."""
+    limit = _limit(rule)
+    cases = []
+    if independent or rule.searches:
+        # Curvature hidden in the rounding error is at most that error: the minimum lies beyond aim / noise.
+        hidden = (status == ProbeStatus.NO_CURVATURE) & (independent | searched)
+        if independent:
+            hidden &= ~first | (measured.curvature >= -measured.noise)
+        at_least = sigma * measured.slope / jnp.maximum(measured.noise, jnp.finfo(measured.slope.dtype).tiny)
+        cases.append((hidden, jnp.clip(at_least, 1, limit)))
+    if independent:
+        blind = first & ~overshot & (-measured.slope > _BLIND_ASCENT * jnp.abs(measured.curvature))
+        cases.append(((status == ProbeStatus.ASCENT) & ~blind, jnp.asarray(1 / limit)))
+    return cases
 
 
 def watch(
