@@ -105,8 +105,8 @@ def scale_by_gen(
         starts if that is lower, by up to a factor of 10, than where it would; any other counts as unknown. With
         `max_change=None` a given rate is taken as it is.
       probe: how the parabola is measured: :func:`gen_optax.retrospective` (the default; it keeps one copy of the
-        parameters in the state), :func:`gen_optax.finite_difference` or :func:`gen_optax.exact` (which keep none, but
-        on the gradient's own batch want a horizon).
+        parameters in the state), :func:`gen_optax.finite_difference` or :func:`gen_optax.exact` (which keep none. On
+        the gradient's own batch the rate can run away, less so with a horizon: give them another, `independent=True`).
       every: :math:`\Phi`. Every `every`-th call probes, and the first ones where :math:`\eta_0` is unknown. At the
         others no loss is evaluated.
       smoothing: :math:`\gamma`, in [0, 1).
