@@ -68,8 +68,9 @@ _OVERSHOT_GROWTH, _ALARMING_GROWTH = 2.0, 3.0
 _OVERSHOOT_FACTOR = 0.1
 # A setback: the average of the loss stands above the lowest it has been by this part of what it had gained until then,
 # and by this many of its standard errors. The second alone would mind the ripple of a full batch, the first noise. One
-# outlier, however large, amounts to sqrt((2 - weight) / (1 - weight)) of them, with _MAX_WEIGHT 1.73.
-_SETBACK, _SETBACK_ERRORS = 0.25, 1.75
+# outlier, however large, amounts to sqrt((2 - weight) / (1 - weight)) of them, with _MAX_WEIGHT 1.73. Unless what the
+# steps did to the loss is less than that beyond doubt, by this many standard errors: the loss then rose without them.
+_SETBACK, _SETBACK_ERRORS, _CHANGE_ERRORS = 0.25, 1.75, 3.0
 _MIN_SETBACK_PROBES = 10
 
 
@@ -77,7 +78,7 @@ class ProbeStatus(enum.IntEnum):
     """What became of a probe, as `info.status` holds it."""
 
     NONE = 0
-    """No probe so far."""
+    """No probe so far, and nothing in the way of a first rate."""
     ACCEPTED = 1
     """A convex, descending, trustworthy fit: the learning rate follows it."""
     NOT_FINITE = 2
@@ -90,7 +91,7 @@ class ProbeStatus(enum.IntEnum):
     """The loss changes by no more than its rounding error, or the step is zero: the probe abstains."""
     ASCENT = 5
     """The loss rises along the step. The probe abstains; on an independent batch the rate falls, but for ascents of
-    -b > 2 A h while it is being found."""
+    -b > 2 A h while it is being found. Before the first probe: no rate lowers the loss, so none was found."""
     NO_CURVATURE = 6
     """The curvature along the step is negative or vanishes, so there is no minimum in sight. The probe abstains; on an
     independent batch, or where the rate was found by a cold start, the rate rises, while it is being found only where
@@ -126,6 +127,8 @@ class Losses(NamedTuple):
     average: jax.Array
     deviation: jax.Array  # standard, of single losses about it; no square, which might overflow, is kept
     lowest: jax.Array  # that the average was, since the last setback
+    change: jax.Array  # since then by the steps judged, from one end of them to the other on the same batch
+    change_error: jax.Array  # standard, of change
 
 
 def judge(measured: Measurement, step_is_finite: jax.Array) -> jax.Array:
@@ -142,11 +145,7 @@ def judge(measured: Measurement, step_is_finite: jax.Array) -> jax.Array:
         (curvature <= noise, ProbeStatus.NO_CURVATURE),
         (measured.r_squared <= _MIN_R_SQUARED, ProbeStatus.POOR_FIT),
     ]
-    return jnp.select(
-        [condition for condition, _ in reasons],
-        [jnp.int32(status) for _, status in reasons],
-        jnp.int32(ProbeStatus.ACCEPTED),
-    )
+    return _first_of(reasons, ProbeStatus.ACCEPTED)
 
 
 def advance(
@@ -255,26 +254,40 @@ def watch(
     num_probes: jax.Array,
     measured: Measurement,
     planned: jax.Array,
+    looks_back: bool,
 ) -> tuple[jax.Array, Losses]:
-    """The learning rate, lower by the clamp after a setback that no search explains; and the losses with this one."""
+    """The learning rate, lower by the clamp after a setback that no search explains; and the losses with this one.
+
+    Nor may harder data explain it, or a penalty that grows. Where probes see all steps, they tell: what the steps did
+    to the loss they see on one and the same batch, where such a shift cancels.
+    """
     # A probe that an alarm made due is there because its batch is a bad one.
     counts = jnp.isfinite(measured.value) & planned
     loss = jnp.where(counts, measured.value, 0)
-    known, start = jnp.isfinite(losses.average), Losses(loss, loss, jnp.zeros_like(loss), loss)
-    first, average, deviation, lowest = jax.tree.map(lambda old, new: jnp.where(known, old, new), losses, start)
+    none = jnp.zeros_like(loss)
+    known, start = jnp.isfinite(losses.average), Losses(loss, loss, none, loss, none, none)
+    first, average, deviation, lowest, change, change_error = jax.tree.map(
+        lambda old, new: jnp.where(known, old, new), losses, start
+    )
 
     weight = _weight(rule, first_learning_rate > 0, num_probes, loss.dtype)
     weight = jnp.maximum(weight, 1 / (num_probes.astype(loss.dtype) + 1))
     error = loss - average
     average += weight * error
     deviation = jnp.sqrt(1 - weight) * jnp.hypot(deviation, jnp.sqrt(weight) * error)
+    here = measured.end_value - measured.value
+    here = jnp.where(jnp.isfinite(here), here, 0)
+    change, change_error = change + here, jnp.hypot(change_error, here)
     lowest = jnp.minimum(lowest, average)
     rise, standard_error = average - lowest, deviation * jnp.sqrt(weight / (2 - weight))
     setback = (rise > _SETBACK * jnp.abs(first - lowest)) & (rise > _SETBACK_ERRORS * standard_error)
     setback &= counts & (num_probes >= _MIN_SETBACK_PROBES)
     setback &= ~finding(rule, first_learning_rate, num_probes)
+    if looks_back:
+        setback &= change + _CHANGE_ERRORS * change_error >= rise
     learning_rate = bound(rule, jnp.where(setback, learning_rate / _limit(rule), learning_rate))
-    seen = Losses(first, average, deviation, jnp.where(setback, average, lowest))
+    lowest, risen = jnp.where(setback, average, lowest), (rise > 0) & ~setback
+    seen = Losses(first, average, deviation, lowest, jnp.where(risen, change, 0), jnp.where(risen, change_error, 0))
     return learning_rate, jax.tree.map(lambda new, old: jnp.where(counts, new, old), seen, losses)
 
 
@@ -306,6 +319,12 @@ def alarming(value: jax.Array, last_value: jax.Array, num_probes: jax.Array) -> 
     return ~jnp.isfinite(value) | ((num_probes > 0) & ~(value <= _ALARMING_GROWTH * jnp.abs(last_value)))
 
 
+def _first_of(reasons: list[tuple[jax.Array, ProbeStatus]], otherwise: ProbeStatus) -> jax.Array:
+    """The first status whose condition holds, int32."""
+    conditions, statuses = zip(*reasons, strict=True)
+    return jnp.select(conditions, [jnp.int32(status) for status in statuses], jnp.int32(otherwise))
+
+
 def _limit(rule: Rule) -> Any:
     """The clamp, or what takes its place where there is none: how far a rate falls at most that has to fall."""
     return 2.0 if rule.max_change is None else rule.max_change
@@ -332,8 +351,10 @@ def bound(rule: Rule, learning_rate: jax.Array) -> jax.Array:
     return jnp.where(learning_rate > 0, jnp.clip(learning_rate, low, high), 0).astype(learning_rate.dtype)
 
 
-def first_rate(context: Context, given: jax.Array, needed: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The rate to begin with, and where the search for a better one begins: the same, or 0 if none is needed.
+def first_rate(context: Context, given: jax.Array, needed: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The rate to begin with; where the search for a better one begins: the same, or 0 if none is needed; a status.
+
+    That is the `ProbeStatus` that says why nothing was found, `ASCENT`, `BELOW_ROUNDING` or `NOT_FINITE`; else `NONE`.
 
     `given`: what the user said; 0 for nothing. A search begins at 0.02 times the rate that lowers the loss most along
     the first step, or at what was given from 0.002 times it; where coarse rounding (bfloat16) hides every decrease, at
@@ -348,19 +369,26 @@ def first_rate(context: Context, given: jax.Array, needed: jax.Array) -> tuple[j
     rounding = arithmetic.rounding(value)
     value = _axes.mean(value.astype(jnp.promote_types(value.dtype, jnp.float32)), context.axis_name)
     value = jax.lax.stop_gradient(value)
-    least, best, best_loss = _bracket(context, value, needed)
+    least, best, best_loss, worst_loss = _bracket(context, value, needed)
     seen = best_loss < value - rounding * jnp.abs(value)
     # Coarse rounding may hide a decrease: a rate that it hides is then better than a standstill.
     hidden = jnp.maximum(_FIRST_FRACTION * best, least) if arithmetic.is_coarse else 0
     start = jnp.where(seen, _FIRST_FRACTION * best, hidden)
     start = start.astype(given.dtype)
+    finite = jnp.isfinite(value) & _axes.everywhere(_loss.all_finite(context.updates), context.axis_name)
+    reasons = [
+        (start > 0, ProbeStatus.NONE),
+        (~finite, ProbeStatus.NOT_FINITE),
+        (worst_loss > value + rounding * jnp.abs(value), ProbeStatus.ASCENT),
+    ]
+    status = _first_of(reasons, ProbeStatus.BELOW_ROUNDING)
     kept = (given > 0) & ~seen
     start = jnp.where(given >= _LEAST_GIVEN * start, jnp.minimum(given, start), start)
-    return jnp.where(kept, given, start), jnp.where(kept, 0, start)
+    return jnp.where(kept, given, start), jnp.where(kept, 0, start), status
 
 
-def _bracket(context: Context, value: jax.Array, needed: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Rates that double, along the first step: the smallest of them, the one of the lowest loss, and that loss.
+def _bracket(context: Context, value: jax.Array, needed: jax.Array) -> tuple[jax.Array, ...]:
+    """Rates that double, along the first step: the smallest, the one of the lowest loss, that loss, and the highest.
 
     From a step of 1e-5 relative to the parameters to one of their own size (parameters near zero count as 0.1 per
     entry), or to where the loss is no longer finite. Not to where it first rises: in a rough landscape that is at once.
@@ -380,23 +408,24 @@ def _bracket(context: Context, value: jax.Array, needed: jax.Array) -> tuple[jax
     first = jax.lax.stop_gradient(1e-5 * unit / jnp.where(step_norm > 0, step_norm, 1)).astype(value.dtype)
 
     def doubled(carry):
-        k, best, best_loss, _ = carry
+        k, best, best_loss, worst_loss, _ = carry
         rate = jnp.ldexp(first, k)
         here = loss(_loss.step_along(params, updates, rate)).astype(value.dtype)
         here = jax.lax.stop_gradient(_axes.mean(here, context.axis_name))
         _axes.require_agreement((here, value, rate), context.step_size, context.axis_name)
         lower = here < best_loss
-        return k + 1, jnp.where(lower, rate, best), jnp.where(lower, here, best_loss), jnp.isfinite(here)
+        best, best_loss = jnp.where(lower, rate, best), jnp.where(lower, here, best_loss)
+        return k + 1, best, best_loss, jnp.where(here > worst_loss, here, worst_loss), jnp.isfinite(here)
 
     def going_on(carry):
-        k, _, _, finite = carry
+        k, *_, finite = carry
         return finite & (k < _NUM_FIRST_RATES)
 
     is_usable = needed & jnp.isfinite(value) & (step_norm > 0)
     none = jnp.where(is_usable, jnp.zeros_like(value), 0)  # a zero that varies over the axes over which the rates will
-    start = (jnp.int32(0), none, value, is_usable)
-    _, best, best_loss, _ = jax.lax.while_loop(going_on, doubled, jax.lax.stop_gradient(start))
-    return jnp.where(is_usable, first, 0), best, best_loss
+    start = (jnp.int32(0), none, value, value, is_usable)
+    _, best, best_loss, worst_loss, _ = jax.lax.while_loop(going_on, doubled, jax.lax.stop_gradient(start))
+    return jnp.where(is_usable, first, 0), best, best_loss, worst_loss
 
 
 def _squared_norm(tree: Any, axis_name: Any, factor: jax.typing.ArrayLike) -> jax.Array:

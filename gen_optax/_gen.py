@@ -26,7 +26,10 @@ from gen_optax._control import ProbeStatus
 
 
 class GenInfo(NamedTuple):
-    """The last probe, for logs and plots. Floating-point scalars have the dtype of `GenState.learning_rate`."""
+    """The last probe, for logs and plots. Floating-point scalars have the dtype of `GenState.learning_rate`.
+
+    The step `u` is the one to come or, for a probe that looks back, the sum of those judged, per unit of learning rate.
+    """
 
     value: jax.Array  # loss where the probed step starts
     slope: jax.Array  # b = -G.u: decrease of the loss per unit of learning rate; > 0 on a descending step
@@ -108,7 +111,7 @@ def scale_by_gen(
         parameters in the state), :func:`gen_optax.finite_difference` or :func:`gen_optax.exact` (which keep none. On
         the gradient's own batch the rate can run away, less so with a horizon: give them another, `independent=True`).
       every: :math:`\Phi`. Every `every`-th call probes, and the first ones where :math:`\eta_0` is unknown. At the
-        others no loss is evaluated.
+        others no loss is evaluated, once there is a rate: as long as none is found, each call tries anew.
       smoothing: :math:`\gamma`, in [0, 1).
       smooth: what is averaged: `"log"`, the logarithm of the target; `"learning_rate"`, the target (Algorithm 1);
         `"coefficients"`, `b` and `A` separately, whose ratio then makes the target. (The exponential above is that of
@@ -121,7 +124,8 @@ def scale_by_gen(
         where the rate sinks while training makes little progress; 1 on the step's own batch.
       num_steps: the horizon `T`: :math:`s(t) = \min(1, \max(0, 4 - 4 t / T))`, which is 1 for three quarters of it and
         then falls to 0. None: no decay.
-      decay: a schedule to take the place of `s`, for example `optax.cosine_decay_schedule(1.0, T)`.
+      decay: a schedule to take the place of `s`, for example `optax.cosine_decay_schedule(1.0, T)`; `num_steps` then
+        counts for nothing.
       min_learning_rate: lower bound of the learning rate before the decay.
       max_learning_rate: upper bound, likewise.
       axis_name: name (or names) of the `shard_map` or `pmap` axes over which the batch is split; losses and slopes are
@@ -209,7 +213,7 @@ def scale_by_gen(
             applied_learning_rate=zero(),
             first_learning_rate=zero(),
             averages=_control.Averages(zero(), zero()) if smooth == "coefficients" else (),
-            losses=_control.Losses(*(jnp.full((), jnp.inf, dtype) for _ in range(4))) if rule.searches else (),
+            losses=_control.Losses(*(jnp.full((), jnp.inf, dtype) for _ in range(6))) if rule.searches else (),
             memory=jax.tree.map(jnp.copy, params) if probe.looks_back else (),
             info=GenInfo(zero(), zero(), zero(), zero(), zero(), none(), jnp.zeros((), jnp.bool_), none(), none()),
         )
@@ -231,9 +235,9 @@ def scale_by_gen(
         if value_fn is None:
             raise ValueError(
                 f"scale_by_gen evaluates the loss along the step: pass value_fn=loss_fn to update.{_loss.USAGE}\n"
-                "If you did, a wrapper around scale_by_gen drops the extra arguments of update, as optax.lookahead and "
-                "optax.MultiSteps(...).gradient_transformation() do: give value_fn to scale_by_gen (or gen) itself, or "
-                "leave the wrapper out."
+                "If you did, a wrapper around scale_by_gen drops the extra arguments of update, as optax.lookahead, "
+                "optax.MultiSteps(...).gradient_transformation() and flax.training.train_state.TrainState do: give "
+                "value_fn to scale_by_gen (or gen) itself, leave the wrapper out, or take gen_optax.linen.TrainState."
             )
         _company.warn_in_multi_steps()
         _axes.require_axis_name(axis_name)
@@ -288,8 +292,9 @@ def gen(base: optax.GradientTransformation, **options: Any) -> optax.GradientTra
     """A base optimizer of learning rate 1 with the learning rate that GeN finds for it.
 
     The same as `optax.chain(base, scale_by_gen(**options))`, but for one service: where `update` is given `value` and
-    no `grad`, the incoming gradient is handed on as `grad`, since both are then of one batch. (Not with complex
-    parameters: what goes into an optimizer there is the conjugate of the gradient.)
+    no `grad`, the incoming gradient is handed on as `grad`, since both are then of one batch. It has to be the raw one,
+    then: clip inside of `base`. (Not with complex parameters: what goes into an optimizer there is the conjugate of the
+    gradient.)
 
     Args:
       base: the base optimizer, at learning rate 1: `optax.adamw(1.0)`, `optax.sgd(1.0, momentum=0.9)`, or a chain such
@@ -350,8 +355,12 @@ gen.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
 
 def _find(rule: _control.Rule, context: _probe.Context, unknown: jax.Array, state: GenState) -> GenState:
     """The state with a rate to begin with, and where the search for a better one begins."""
-    found, start = _control.first_rate(context, state.learning_rate, unknown)
-    return state._replace(learning_rate=_control.bound(rule, found), first_learning_rate=_control.bound(rule, start))
+    found, start, status = _control.first_rate(context, state.learning_rate, unknown)
+    return state._replace(
+        learning_rate=_control.bound(rule, found),
+        first_learning_rate=_control.bound(rule, start),
+        info=state.info._replace(status=status),
+    )
 
 
 def _renew(
@@ -390,7 +399,7 @@ def _renew(
     losses = state.losses
     if rule.searches:
         known = state.first_learning_rate, state.info.num_probes
-        learning_rate, losses = _control.watch(rule, losses, learning_rate, *known, measured, planned)
+        learning_rate, losses = _control.watch(rule, losses, learning_rate, *known, measured, planned, probe.looks_back)
     unit, minimizer = _fit.nonzero(step_size), _fit.minimizer(measured.slope, measured.curvature)
     info = GenInfo(
         value=measured.value,

@@ -55,9 +55,10 @@ def as_scalar(value: Any, what: str) -> jax.Array:
         raise ValueError(f"{what} a real scalar loss, got a {type(value).__name__}. Of (loss, aux), pass loss alone.")
     value = jnp.asarray(value)
     if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        remedy = "It has to be floating-point." if value.shape == () else "Reduce it first, for example with jnp.mean."
         raise ValueError(
             f"{what} a real scalar loss (or a tuple (loss, aux) from value_fn), got shape {value.shape} and dtype "
-            f"{value.dtype}. Reduce it over the batch first, for example with jnp.mean."
+            f"{value.dtype}. {remedy}"
         )
     return value
 
@@ -192,6 +193,7 @@ def scale(updates: optax.Updates, factor: jax.Array) -> optax.Updates:
     def times(u):
         if not is_inexact(u):
             return u
+        u = jnp.asarray(u)
         dtype = jnp.promote_types(u.dtype, jnp.float32)
         return (factor.astype(_real(dtype)) * u.astype(dtype)).astype(u.dtype)
 
@@ -204,8 +206,8 @@ def difference(new: optax.Params, old: optax.Params) -> optax.Updates:
     def minus(x, y):
         if not is_inexact(x):
             return jnp.zeros_like(x)
-        dtype = jnp.promote_types(x.dtype, jnp.float32)
-        return x.astype(dtype) - y.astype(dtype)
+        dtype = jnp.promote_types(jnp.result_type(x), jnp.float32)
+        return jnp.asarray(x, dtype) - jnp.asarray(y, dtype)
 
     return jax.tree.map(minus, new, old)
 
@@ -214,7 +216,7 @@ def power_of_two(updates: optax.Updates) -> jax.Array:
     """The largest power of two that is at most `max|u|`, away from the ends of float32; 1 for a zero step."""
     largest = jnp.zeros((), jnp.float32)
     for u in jax.tree.leaves(updates):
-        if is_inexact(u) and u.size:
+        if is_inexact(u) and jnp.size(u):
             largest = jnp.maximum(largest, jnp.max(jnp.abs(u)).astype(largest.dtype))
     _, exponent = jnp.frexp(largest)
     return jnp.ldexp(jnp.ones_like(largest), jnp.where(largest > 0, jnp.clip(exponent - 1, -120, 120), 0))

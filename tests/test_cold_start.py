@@ -39,6 +39,35 @@ def test_starts_at_a_fiftieth_of_the_best_doubled_rate():
     assert 0.02 / 2**0.5 <= rates[0] <= 0.02 * 2**0.5
 
 
+@pytest.mark.parametrize(
+    ("base", "value_fn", "status"),
+    [
+        (optax.scale_by_adam(), lambda w: jnp.sum(w**2), "ASCENT"),  # without its sign
+        (optax.adam(1.0), lambda w: 1.0 + 0 * jnp.sum(w), "BELOW_ROUNDING"),
+        (optax.adam(1.0), lambda w: jnp.inf + 0 * jnp.sum(w), "NOT_FINITE"),
+        (optax.scale(jnp.nan), lambda w: jnp.sum(w**2), "NOT_FINITE"),
+        (optax.adam(1.0), lambda w: jnp.sum(w**2), "NONE"),
+    ],
+)
+@pytest.mark.parametrize("given", [None, 1e-3])
+def test_the_status_says_why_no_first_rate_was_found(base, value_fn, status, given):
+    tx, w = gen_optax.gen(base, init_learning_rate=given), jnp.ones(3)
+    _, state = jax.jit(lambda w: tx.update(2 * w, tx.init(w), w, value=value_fn(w), value_fn=value_fn))(w)
+    log = gen_optax.metrics(state)
+    assert gen_optax.ProbeStatus(int(log["status"])).name == status
+    assert log["num_probes"] == 0
+    assert (log["learning_rate"] > 0) == (status == "NONE" or given is not None)
+
+
+def test_python_numbers_are_parameters():
+    tx = gen_optax.gen_sgd()
+    w, state = 0.0, tx.init(0.0)
+    for _ in range(2):
+        updates, state = tx.update(2 * (w - 3), state, w, value=(w - 3) ** 2, value_fn=lambda w: (w - 3) ** 2)
+        w = float(optax.apply_updates(w, updates))
+    assert w > 0
+
+
 def test_a_ripple_does_not_hide_the_valley():
     """Along the step the loss first falls, then rises, and is lowest a thousand times farther on."""
 

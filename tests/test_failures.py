@@ -299,7 +299,7 @@ def test_nothing_to_train(name, params):
         updates, state = update(zeros, state, params, value=jnp.float32(3.0), grad=zeros)
     jax.tree.map(np.testing.assert_array_equal, updates, zeros)
     assert state.learning_rate == 0
-    assert state.info.status == ProbeStatus.NONE
+    assert state.info.status == ProbeStatus.BELOW_ROUNDING
 
 
 @pytest.mark.parametrize("name", [n for n in KINDS if n != "free slope"])
