@@ -52,7 +52,8 @@ def scalar(value_fn: Callable[..., Any]) -> Loss:
 def as_scalar(value: Any, what: str) -> jax.Array:
     """The loss as an array of its own dtype, or a ValueError that begins with `what`."""
     if isinstance(value, tuple | list | dict):
-        raise ValueError(f"{what} a real scalar loss, got a {type(value).__name__}. Of (loss, aux), pass loss alone.")
+        remedy = "Of (loss, aux), pass loss alone, or has_aux=True to mean_value_and_grad."
+        raise ValueError(f"{what} a real scalar loss, got a {type(value).__name__}. {remedy}")
     value = jnp.asarray(value)
     if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
         remedy = "It has to be floating-point." if value.shape == () else "Reduce it first, for example with jnp.mean."
