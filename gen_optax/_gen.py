@@ -93,7 +93,7 @@ def scale_by_gen(
     :math:`\eta_{t-1} \exp(\sigma b / (A h) - 1)`, whose logarithm averages out the noise of `b`. With
     :math:`\sigma = 2` the rate would rest where the steps stop making progress on a fresh batch,
     :math:`b h = A h^2 / 2`; the default is a little less. A fresh batch that they made worse lowers the rate as far as
-    `max_change` allows. So does, once a rate is found, an average loss that has lost a quarter of what it had gained.
+    `max_change` allows. So does, once a rate is found, an average loss that the steps have cost a quarter of its gain.
 
     Put it last in a chain, after a base optimizer of learning rate 1: the direction that is probed is then the one that
     is applied. Algorithm 1 of the paper, to the letter, is `scale_by_gen(init_learning_rate=1e-3,
