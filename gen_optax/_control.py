@@ -127,8 +127,10 @@ class Losses(NamedTuple):
     average: jax.Array
     deviation: jax.Array  # standard, of single losses about it; no square, which might overflow, is kept
     lowest: jax.Array  # that the average was, since the last setback
-    change: jax.Array  # since then by the steps judged, from one end of them to the other on the same batch
-    change_error: jax.Array  # standard, of change
+    # Since then by the steps judged, from one end of them to the other on the same batch, and its standard error. ()
+    # where a probe looks ahead: it sees a single step.
+    change: Any
+    change_error: Any
 
 
 def judge(measured: Measurement, step_is_finite: jax.Array) -> jax.Array:
@@ -265,7 +267,8 @@ def watch(
     counts = jnp.isfinite(measured.value) & planned
     loss = jnp.where(counts, measured.value, 0)
     none = jnp.zeros_like(loss)
-    known, start = jnp.isfinite(losses.average), Losses(loss, loss, none, loss, none, none)
+    unchanged = none if looks_back else ()
+    known, start = jnp.isfinite(losses.average), Losses(loss, loss, none, loss, unchanged, unchanged)
     first, average, deviation, lowest, change, change_error = jax.tree.map(
         lambda old, new: jnp.where(known, old, new), losses, start
     )
@@ -275,20 +278,27 @@ def watch(
     error = loss - average
     average += weight * error
     deviation = jnp.sqrt(1 - weight) * jnp.hypot(deviation, jnp.sqrt(weight) * error)
-    here = measured.end_value - measured.value
-    here = jnp.where(jnp.isfinite(here), here, 0)
-    change, change_error = change + here, jnp.hypot(change_error, here)
     lowest = jnp.minimum(lowest, average)
     rise, standard_error = average - lowest, deviation * jnp.sqrt(weight / (2 - weight))
     setback = (rise > _SETBACK * jnp.abs(first - lowest)) & (rise > _SETBACK_ERRORS * standard_error)
     setback &= counts & (num_probes >= _MIN_SETBACK_PROBES)
     setback &= ~finding(rule, first_learning_rate, num_probes)
     if looks_back:
+        here = measured.end_value - measured.value
+        here = jnp.where(jnp.isfinite(here), here, 0)
+        change, change_error = change + here, jnp.hypot(change_error, here)
         setback &= change + _CHANGE_ERRORS * change_error >= rise
+        risen = (rise > 0) & ~setback
+        change, change_error = jnp.where(risen, change, 0), jnp.where(risen, change_error, 0)
     learning_rate = bound(rule, jnp.where(setback, learning_rate / _limit(rule), learning_rate))
-    lowest, risen = jnp.where(setback, average, lowest), (rise > 0) & ~setback
-    seen = Losses(first, average, deviation, lowest, jnp.where(risen, change, 0), jnp.where(risen, change_error, 0))
+    seen = Losses(first, average, deviation, jnp.where(setback, average, lowest), change, change_error)
     return learning_rate, jax.tree.map(lambda new, old: jnp.where(counts, new, old), seen, losses)
+
+
+def no_losses(looks_back: bool, dtype: Any) -> Losses:
+    """Before the first probe."""
+    losses = Losses(*(jnp.full((), jnp.inf, dtype) for _ in Losses._fields))
+    return losses if looks_back else losses._replace(change=(), change_error=())
 
 
 def sigma_for(independent: bool, looks_back: bool, decays: bool) -> float:

@@ -213,7 +213,7 @@ def scale_by_gen(
             applied_learning_rate=zero(),
             first_learning_rate=zero(),
             averages=_control.Averages(zero(), zero()) if smooth == "coefficients" else (),
-            losses=_control.Losses(*(jnp.full((), jnp.inf, dtype) for _ in range(6))) if rule.searches else (),
+            losses=_control.no_losses(probe.looks_back, dtype) if rule.searches else (),
             memory=jax.tree.map(jnp.copy, params) if probe.looks_back else (),
             info=GenInfo(zero(), zero(), zero(), zero(), zero(), none(), jnp.zeros((), jnp.bool_), none(), none()),
         )

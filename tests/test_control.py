@@ -559,7 +559,7 @@ def watch(losses, rate, num_probes, measured, planned=True, looks_back=False):
 
 def watched(losses, changes=None):
     """The rates after probes that saw these losses, one after the other; with `changes`, those by the steps judged."""
-    rate, seen, rates = 0.1, _control.Losses(*[jnp.float32(jnp.inf)] * 6), []
+    rate, seen, rates = 0.1, _control.no_losses(changes is not None, jnp.float32), []
     for n, loss in enumerate(losses):
         end = loss if changes is None else loss + changes[n]
         measured = measurement(1.0, 2.0, value=loss, end_value=end)
@@ -608,7 +608,7 @@ def test_setbacks_do_not_count_while_a_rate_is_searched_for():
 
 @pytest.mark.parametrize(("loss", "planned"), [(np.nan, True), (np.inf, True), (9.0, False)])
 def test_losses_that_are_not_finite_or_of_a_bad_batch_do_not_count(loss, planned):
-    seen = _control.Losses(*map(jnp.float32, (2.0, 1.0, 0.01, 1.0, 0.0, 0.0)))
+    seen = _control.Losses(*map(jnp.float32, (2.0, 1.0, 0.01, 1.0)), (), ())
     rate, after = watch(seen, 0.1, 100, measurement(1.0, 2.0, value=loss), planned)
     assert rate == np.float32(0.1)
     assert after == seen
