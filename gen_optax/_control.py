@@ -31,7 +31,7 @@ curvature, `-b > 2 A h`, where that batch disagrees with the direction at any ra
 parabola has no minimum.
 
 Balance is found at any rate, so a probe cannot tell that the rate which it keeps is too high for the noise of tiny
-batches. The loss can: `Losses` follows its average, and where that loses what it had gained the rate falls.
+batches. The loss can: `Losses` follows its average, and where the steps cost it what it had gained the rate falls.
 """
 
 import enum
