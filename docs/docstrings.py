@@ -1,7 +1,7 @@
 """What docstrings say in reStructuredText, as optax's do, in the Markdown that the API pages are made of.
 
 Mathematics, cross-references and links are translated. A class whose fields carry their meaning in a comment on their
-line, or in a string below it, gets a list of them.
+line, or in a string below it, gets a list of them; not one whose docstring describes them as arguments.
 """
 
 import re
@@ -33,7 +33,8 @@ class Docstrings(griffe.Extension):
             elif member.docstring is not None:
                 member.docstring.value = to_markdown(member.docstring.value)
         if obj.docstring is not None:
-            obj.docstring.value = to_markdown(obj.docstring.value) + (_fields(obj) if obj.is_class else "")
+            fields = _fields(obj) if obj.is_class and "\nArgs:" not in obj.docstring.value else ""
+            obj.docstring.value = to_markdown(obj.docstring.value) + fields
 
 
 def to_markdown(text: str) -> str:
@@ -63,6 +64,8 @@ def _fields(obj: griffe.Class) -> str:
             meaning = " ".join(member.docstring.value.split())
         else:
             comment = _COMMENT.fullmatch(obj.module.filepath.read_text().splitlines()[member.lineno - 1])
-            meaning = comment[1] if comment else f"see [`{member.annotation}`][gen_optax.{member.annotation}]"
+            annotation, known = str(member.annotation), obj.package.members
+            link = f"see [`{annotation}`][gen_optax.{annotation}]" if annotation in known else f"`{annotation}`"
+            meaning = comment[1] if comment else link
         lines.append(f"    {name}: {meaning}")
     return "\n\nAttributes:\n" + "\n".join(lines) + "\n" if lines else ""

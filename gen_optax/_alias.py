@@ -4,15 +4,45 @@ One line each, as `gen` takes any other base as well: `gen(optax.lamb(1.0))`.
 """
 
 import inspect
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypedDict, TypeVar, Unpack
 
 import optax
 
+from gen_optax import _renamed
+from gen_optax._controller import Controller
 from gen_optax._gen import gen
+from gen_optax._probe import Probe
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
+class Options(TypedDict, total=False):
+    """The keyword arguments of `gen`."""
+
+    controller: Controller | None
+    probe: Probe | None
+    every: int | None
+    num_steps: int | None
+    decay: optax.Schedule | None
+    min_learning_rate: float | None
+    max_learning_rate: float | None
+    axis_name: Any
+    value_fn: Callable[..., Any] | None
+
+
+def _with_named_options(alias: Callable[P, R]) -> Callable[P, R]:
+    """Puts the options of `gen` in the place of `**options`: help() and optax.inject_hyperparams read them there."""
+    own = list(inspect.signature(alias).parameters.values())[:-1]
+    options = list(inspect.signature(gen).parameters.values())[1:]
+    alias.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
+    return _renamed.says_what_to_write(alias)
+
+
+@_with_named_options
 def gen_sgd(
-    momentum: float | None = None, nesterov: bool = False, **options: Any
+    *, momentum: float | None = None, nesterov: bool = False, **options: Unpack[Options]
 ) -> optax.GradientTransformationExtraArgs:
     """`gen(optax.sgd(1.0, momentum, nesterov), **options)`.
 
@@ -31,8 +61,9 @@ def gen_sgd(
     return gen(optax.sgd(1.0, momentum, nesterov), **options)
 
 
+@_with_named_options
 def gen_adam(
-    b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, **options: Any
+    *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, **options: Unpack[Options]
 ) -> optax.GradientTransformationExtraArgs:
     """`gen(optax.adam(1.0, b1, b2, eps), **options)`.
 
@@ -52,13 +83,15 @@ def gen_adam(
     return gen(optax.adam(1.0, b1, b2, eps), **options)
 
 
+@_with_named_options
 def gen_adamw(
+    *,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
     weight_decay: float = 1e-4,
     mask: Any = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> optax.GradientTransformationExtraArgs:
     """`gen(optax.adamw(1.0, b1, b2, eps, weight_decay=weight_decay, mask=mask), **options)`.
 
@@ -80,8 +113,14 @@ def gen_adamw(
     return gen(optax.adamw(1.0, b1, b2, eps, weight_decay=weight_decay, mask=mask), **options)
 
 
+@_with_named_options
 def gen_lion(
-    b1: float = 0.9, b2: float = 0.99, weight_decay: float = 1e-3, mask: Any = None, **options: Any
+    *,
+    b1: float = 0.9,
+    b2: float = 0.99,
+    weight_decay: float = 1e-3,
+    mask: Any = None,
+    **options: Unpack[Options],
 ) -> optax.GradientTransformationExtraArgs:
     """`gen(optax.lion(1.0, b1, b2, weight_decay=weight_decay, mask=mask), **options)`.
 
@@ -100,14 +139,3 @@ def gen_lion(
       >>> tx = gen_optax.gen_lion(num_steps=1000)
     """
     return gen(optax.lion(1.0, b1, b2, weight_decay=weight_decay, mask=mask), **options)
-
-
-def _name_options(alias: Any) -> None:
-    """Puts the options of `gen` in the place of `**options`: help() and optax.inject_hyperparams read them there."""
-    own = list(inspect.signature(alias).parameters.values())[:-1]
-    options = list(inspect.signature(gen).parameters.values())[1:]
-    alias.__signature__ = inspect.Signature([*own, *options])
-
-
-for _alias in (gen_sgd, gen_adam, gen_adamw, gen_lion):
-    _name_options(_alias)

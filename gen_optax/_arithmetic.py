@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from gen_optax import _axes
+
 # What the matrix units of these backends round float32 operands to, unless asked for Precision.HIGHEST.
 _MATMUL_EPS = {"tpu": float(jnp.finfo(jnp.bfloat16).eps), "gpu": 2.0**-10}
 # A float32 loss is trusted to this many units in its last place: a mean over a batch after some dozens of layers loses
@@ -28,6 +30,8 @@ class Arithmetic(NamedTuple):
 
     eps: float  # of the coarsest floating-point type between the parameters and the loss
     scalar_eps: float  # of the coarsest that a scalar passes through, as the loss itself does at the end
+    loss_dtype: Any  # that of the loss, float32 at least
+    varying: frozenset[Any]  # the mesh axes over which the loss is typed as varying, before any average
 
     @property
     def is_coarse(self) -> bool:
@@ -45,10 +49,16 @@ def arithmetic(loss: Callable[[Any], jax.Array], params: Any) -> Arithmetic:
     jaxpr = jax.make_jaxpr(loss)(params).jaxpr
     entered = [*jaxpr.invars, *jaxpr.outvars]  # parameters that are bfloat16 are rounded to it, whatever comes then
     eps, scalar_eps = _walk(jaxpr, [True] * len(jaxpr.invars))
-    return Arithmetic(max([eps, *map(_eps, entered)]), max([scalar_eps, *map(_eps, jaxpr.outvars)]))
+    (value,) = jaxpr.outvars
+    return Arithmetic(
+        max([eps, *map(_eps, entered)]),
+        max([scalar_eps, _eps(value)]),
+        jnp.promote_types(value.aval.dtype, jnp.float32),
+        _axes.varying_of(value.aval),
+    )
 
 
-def _walk(jaxpr: Any, depends: Sequence[bool]) -> Arithmetic:
+def _walk(jaxpr: Any, depends: Sequence[bool]) -> tuple[float, float]:
     moving = {variable for variable, does in zip(jaxpr.invars, depends, strict=True) if does}
     eps, scalar_eps = 0.0, 0.0
     for equation in jaxpr.eqns:
@@ -62,8 +72,8 @@ def _walk(jaxpr: Any, depends: Sequence[bool]) -> Arithmetic:
         for inner in _inner(equation):
             known = name in _CALLS and len(inner.invars) == len(inputs)
             within = _walk(inner, inputs if known else [True] * len(inner.invars))
-            eps, scalar_eps = max(eps, within.eps), max(scalar_eps, within.scalar_eps)
-    return Arithmetic(eps, scalar_eps)
+            eps, scalar_eps = max(eps, within[0]), max(scalar_eps, within[1])
+    return eps, scalar_eps
 
 
 def _inner(equation: Any) -> Iterator[Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gen_optax import _loss
+from gen_optax import _tree
 
 
 def mean(x: jax.Array, axis_name: Any) -> jax.Array:
@@ -37,10 +37,10 @@ def inner_product(a: Any, step: Any, axis_name: Any, factor: jax.typing.ArrayLik
     add up. Else each device holds all of it, and `a` may be a gradient of its own part of the batch: they average.
     """
     if not _names(axis_name):
-        return _loss.inner_product(a, step, factor)
+        return _tree.inner_product(a, step, factor)
     total = jnp.zeros((), jnp.float32)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(step), strict=True):
-        total += num_shards(y, axis_name) * _loss.inner_product([x], [y], factor)
+        total += num_shards(y, axis_name) * _tree.inner_product([x], [y], factor)
     return jax.lax.pmean(total, axis_name)
 
 
@@ -51,9 +51,20 @@ def num_shards(x: Any, axis_name: Any) -> int:
 
 def varying(x: Any) -> frozenset[Any]:
     """The axes over which `x` is typed as varying: none outside `shard_map`, nor with `check_vma=False`."""
-    aval = jax.typeof(x)
+    return varying_of(jax.typeof(x))
+
+
+def varying_of(aval: Any) -> frozenset[Any]:
+    """The same of an abstract value."""
     types = getattr(aval, "manual_axis_type", None)
     return getattr(aval, "vma", frozenset()) if types is None else types.varying
+
+
+def vary(x: jax.Array, names: frozenset[Any], axis_name: Any) -> jax.Array:
+    """`x` typed as varying over `names`, but for the axes of `axis_name`, over which there is an average."""
+    for name in sorted(names - set(_names(axis_name)), key=str):
+        x = jnp.where(jax.lax.axis_index(name) < 0, jnp.zeros_like(x), x)
+    return x
 
 
 def require_axis_name(axis_name: Any) -> None:

@@ -116,6 +116,22 @@ def fit_own_scale(x: jax.Array, losses: jax.Array, weights: jax.Array) -> tuple[
     return slope * y_scale, curvature * y_scale, r_squared
 
 
+def fit_at(x: np.ndarray, losses: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The fit at points that are known while tracing: `(slope, curvature, r_squared)` per `x`, each a few products."""
+    scale = np.max(np.abs(x))
+    basis = np.stack([np.ones_like(x), -x / scale, (x / scale) ** 2 / 2], axis=1)
+    y = losses - losses[np.argmin(np.abs(x))]
+    y_scale = nonzero(jnp.max(jnp.abs(y)))
+    y = y / y_scale
+    value, slope, curvature = (jnp.sum(row.astype(y.dtype) * y) for row in np.linalg.pinv(basis))
+    r_squared = jnp.ones_like(slope)
+    if len(x) > 3:  # three points lie on their parabola
+        total = jnp.sum((y - jnp.mean(y)) ** 2)
+        fitted = (value * basis[:, 0] + slope * basis[:, 1] + curvature * basis[:, 2]).astype(y.dtype)
+        r_squared = jnp.where(total == 0, 1.0, 1 - jnp.sum((y - fitted) ** 2) / nonzero(total))
+    return slope * y_scale / scale, curvature * y_scale / scale**2, r_squared
+
+
 def minimizer(slope: jax.Array, curvature: jax.Array) -> jax.Array:
     """`b / A` for `A > 0`, else infinitely far along the descent: never 0 / 0, so `jax_debug_nans` stays quiet."""
     inf = jnp.select([slope > 0, slope < 0], [jnp.inf, -jnp.inf], slope)

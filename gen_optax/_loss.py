@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gen_optax import _tree
 from gen_optax._masks import is_masked
 
 Loss = Callable[[optax.Params], jax.Array]
@@ -17,7 +18,32 @@ USAGE = """
     updates, state = tx.update(grads, state, params, value=value, value_fn=loss_fn, batch=batch)"""
 
 
-def bind(value_fn: Callable[..., Any], extra_args: Mapping[str, Any]) -> Loss:
+def arguments(
+    extra_args: Mapping[str, Any], default_value_fn: Callable[..., Any] | None
+) -> tuple[Loss, jax.Array | None, Any]:
+    """What `update` was given as `(loss, value, grad)`: the loss bound to its arguments, the others checked.
+
+    `obj_fn` is a synonym of `value_fn`, and `loss` of `value`.
+    """
+    given = {name: x for name, x in extra_args.items() if x is not None}
+    for name, synonym in (("value", "loss"), ("value_fn", "obj_fn")):
+        if name in given and synonym in given:
+            raise ValueError(f"update was given both {name} and {synonym}, which mean the same to GeN. Pass one.")
+    value_fn = given.get("value_fn", given.get("obj_fn", default_value_fn))
+    if value_fn is None:
+        raise ValueError(
+            f"scale_by_gen evaluates the loss along the step: pass value_fn=loss_fn to update.{USAGE}\n"
+            "If you did, a wrapper around scale_by_gen drops the extra arguments of update, as optax.lookahead, "
+            "optax.MultiSteps(...).gradient_transformation() and flax.training.train_state.TrainState do: give "
+            "value_fn to scale_by_gen (or gen) itself, leave the wrapper out, or take gen_optax.linen.TrainState."
+        )
+    value, grad = given.get("value", given.get("loss")), jax.lax.stop_gradient(given.get("grad"))
+    value = None if value is None else as_scalar(value, "value must be")
+    known = {name: x for name, x in extra_args.items() if name in given or name not in ("value", "grad")}
+    return _bind(value_fn, known), value, grad
+
+
+def _bind(value_fn: Callable[..., Any], extra_args: Mapping[str, Any]) -> Loss:
     """`params -> scalar loss`, with the keyword arguments that `value_fn` names taken from `extra_args`.
 
     An error inside `value_fn` that has masked parameters for its likely cause says so.
@@ -64,22 +90,6 @@ def as_scalar(value: Any, what: str) -> jax.Array:
     return value
 
 
-def step_along(params: optax.Params, updates: optax.Updates, step_size: jax.typing.ArrayLike) -> optax.Params:
-    """`params + step_size * updates` as `optax.apply_updates` would leave it: in the dtype of the parameters.
-
-    The sum is formed in float32 at least and rounded once. Integer leaves stay where they are.
-    """
-
-    def move(p, u):
-        if not is_inexact(p):
-            return p
-        p = jnp.asarray(p)
-        dtype = jnp.promote_types(p.dtype, jnp.float32)
-        return (p.astype(dtype) + jnp.asarray(step_size, _real(dtype)) * u).astype(p.dtype)
-
-    return jax.tree.map(move, params, updates)
-
-
 def probe_losses(
     value_fn: Callable[..., Any],
     params: optax.Params,
@@ -117,7 +127,7 @@ def probe_losses(
     loss = scalar(value_fn)
 
     def along(step_size):
-        return loss(step_along(params, updates, step_size))
+        return loss(_tree.step_along(params, updates, step_size))
 
     if batching == "vmap":
         return jax.vmap(along)(step_sizes)
@@ -174,84 +184,17 @@ def directional_derivatives(
     return value, -slope, curvature
 
 
-def inner_product(a: Any, b: Any, factor: jax.typing.ArrayLike = 1.0) -> jax.Array:
-    """`Re sum(a * factor * b)` over the floating-point leaves, accumulated in float32 at least.
-
-    Without a conjugate: JAX's gradient `g` of a real loss of complex `w` is such that the loss changes by
-    `Re sum(g * dw)`. The factor goes to `b` first, where the product of the bare trees would overflow.
-    """
-    total = jnp.zeros((), jnp.float32)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        if is_inexact(x):
-            dtype = jnp.promote_types(jnp.result_type(x, y), jnp.float32)
-            total += jnp.sum(jnp.real(jnp.asarray(x, dtype) * (factor * jnp.asarray(y, dtype))))
-    return total
-
-
-def scale(updates: optax.Updates, factor: jax.Array) -> optax.Updates:
-    """`factor * updates` in the dtypes of the updates; the product is formed in float32 at least."""
-
-    def times(u):
-        if not is_inexact(u):
-            return u
-        u = jnp.asarray(u)
-        dtype = jnp.promote_types(u.dtype, jnp.float32)
-        return (factor.astype(_real(dtype)) * u.astype(dtype)).astype(u.dtype)
-
-    return jax.tree.map(times, updates)
-
-
-def difference(new: optax.Params, old: optax.Params) -> optax.Updates:
-    """`new - old` in float32 at least; zero for integer leaves."""
-
-    def minus(x, y):
-        if not is_inexact(x):
-            return jnp.zeros_like(x)
-        dtype = jnp.promote_types(jnp.result_type(x), jnp.float32)
-        return jnp.asarray(x, dtype) - jnp.asarray(y, dtype)
-
-    return jax.tree.map(minus, new, old)
-
-
-def power_of_two(updates: optax.Updates) -> jax.Array:
-    """The largest power of two that is at most `max|u|`, away from the ends of float32; 1 for a zero step."""
-    largest = jnp.zeros((), jnp.float32)
-    for u in jax.tree.leaves(updates):
-        if is_inexact(u) and jnp.size(u):
-            largest = jnp.maximum(largest, jnp.max(jnp.abs(u)).astype(largest.dtype))
-    _, exponent = jnp.frexp(largest)
-    return jnp.ldexp(jnp.ones_like(largest), jnp.where(largest > 0, jnp.clip(exponent - 1, -120, 120), 0))
-
-
-def all_finite(updates: optax.Updates) -> jax.Array:
-    """Whether no floating-point entry is NaN or infinite."""
-    finite = jnp.ones((), jnp.bool_)
-    for u in jax.tree.leaves(updates):
-        if is_inexact(u):
-            finite &= jnp.all(jnp.isfinite(u))
-    return finite
-
-
-def is_inexact(x: Any) -> bool:
-    """Whether an array (or Python number) is floating-point or complex: not an integer, nor a float0 gradient."""
-    return jnp.issubdtype(x.dtype if hasattr(x, "dtype") else jnp.result_type(x), jnp.inexact)
-
-
-def _real(dtype: Any) -> Any:
-    return jnp.finfo(dtype).dtype
-
-
 def _moving(params: optax.Params, updates: optax.Updates) -> tuple[list[jax.Array], list[jax.Array]]:
     """The leaves that a step can move and their steps, in the dtype of the leaves, as `jax.jvp` wants them."""
     pairs = zip(jax.tree.leaves(params), jax.tree.leaves(updates), strict=True)
-    moving = [(jnp.asarray(p), jnp.asarray(u)) for p, u in pairs if is_inexact(p)]
+    moving = [(jnp.asarray(p), jnp.asarray(u)) for p, u in pairs if _tree.is_inexact(p)]
     return [p for p, _ in moving], [u.astype(p.dtype) for p, u in moving]
 
 
 def _replace(params: optax.Params, moved: list[jax.Array]) -> optax.Params:
     """The parameters with the leaves of `_moving` replaced."""
     moved_leaves = iter(moved)
-    return jax.tree.map(lambda p: next(moved_leaves) if is_inexact(p) else p, params)
+    return jax.tree.map(lambda p: next(moved_leaves) if _tree.is_inexact(p) else p, params)
 
 
 def _select(value_fn: Callable[..., Any], extra_args: Mapping[str, Any]) -> dict[str, Any]:

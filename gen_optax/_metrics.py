@@ -27,7 +27,7 @@ def metrics(state: Any) -> dict[str, Any]:
     Examples:
       >>> import gen_optax
       >>> import jax.numpy as jnp
-      >>> state = gen_optax.gen_adamw(init_learning_rate=0.5).init(jnp.zeros(3))
+      >>> state = gen_optax.gen_adamw(controller=gen_optax.balance(init_learning_rate=0.5)).init(jnp.zeros(3))
       >>> gen_optax.metrics(state)["learning_rate"]
       0.5
     """

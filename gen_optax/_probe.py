@@ -1,87 +1,58 @@
 """Probes: how the parabola of the loss along a step is measured.
 
-A probe looks at the loss along one step `d` of the parameters and reports the parabola in multiples of that step,
+A probe is a direction times a way to measure. The direction is the step to come (`along="step"`) or the path of the
+last steps (`along="path"`), which ends at the present parameters. The way to measure is the same for both: the losses
+at a few multiples `c` of the step, `L(w + c d)`, or derivatives at `w`. Either gives the parabola about `w`, which is
+then told from where the step starts: `c = 0` for the step to come, `c = -1` for the path.
 
-    L(w + c d) ~ value - slope * c + curvature * c^2 / 2,        slope = b h,  curvature = A h^2  for d = h u,
-
-so every number is in units of the loss, and the minimiser `slope / curvature` says by what factor the step was too
-short. Nothing is ever divided by a learning rate here, so none is too small or too large.
-
-Three ways to measure it, and one distinction that runs through all of them: *which* step, judged on *which* batch.
-
-* `finite_difference` and `exact` look ahead, along the step that is about to be taken, on the batch of `value_fn`.
-* `retrospective` looks back, at the steps that were taken last, on the present batch, which they never saw.
-
-A probe whose batch is independent of the step (`retrospective` always, the others when they are told so) judges the
-step as it is applied, decay included: see `_control.py` for why.
+The batch matters. A path was computed from earlier batches, so the present one is independent of it. A step to come is
+judged on its own batch, unless the user evaluates `value_fn` on another one and says so.
 """
 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from gen_optax import _arithmetic, _axes, _fit, _loss
+from gen_optax import _axes, _fit, _loss, _tree
+from gen_optax._direction import Direction, Path, Step
+from gen_optax._measurement import Context, Measurement
 
-# A loss that is not finite counts as a rise of this many times the change that is seen.
+# A loss that is not finite beyond the end of a path counts as a rise of this many times the change that is seen.
 _WALL = 1000.0
 
 
-class Measurement(NamedTuple):
-    """The parabola in multiples of the step probed; every field but `r_squared` in units of the loss."""
-
-    value: jax.Array  # L(w), the loss where the step starts
-    slope: jax.Array  # b h: decrease of the loss that the slope alone promises
-    curvature: jax.Array  # A h^2
-    r_squared: jax.Array  # of the fit; 1 where it cannot fail
-    noise: jax.Array  # slope and curvature mean nothing below it; 0 for derivatives
-    end_value: jax.Array  # a loss measured at the far end of the step; `value` where none was
-
-
-class Context(NamedTuple):
-    """What a probe may use. Everything but `loss` is traced."""
-
-    loss: _loss.Loss
-    params: optax.Params
-    updates: optax.Updates
-    step_size: jax.Array  # h: the step to look along is h * updates
-    value: jax.Array | None  # the loss at params, if the caller knew it
-    grad: optax.Updates | None  # its gradient, likewise
-    memory: Any  # for a probe that looks back, the parameters where the steps started that it judges
-    axis_name: Any
-
-
 class Probe(Protocol):
-    """What `scale_by_gen` asks of a probe."""
+    """What `scale_by_gen` asks of a probe: a direction times a way to measure. Subclass it and define `measure`."""
 
-    @property
-    def independent(self) -> bool:
-        """Whether the batch of the probe is independent of the step that it judges."""
+    direction: Direction
+    """What it measures along: `gen_optax.Step(...)` or `gen_optax.Path()`."""
 
-    @property
-    def looks_back(self) -> bool:
-        """Whether the step judged is one that was taken; then there is nothing to judge at the first call."""
+    def points(self, state: Any, context: Context) -> jax.Array:
+        """Multiples of `direction.vector` at which `measure` wants to know the loss, shape (n,). By default none."""
+        return jnp.zeros((0,))
 
-    def judged(self, context: Context) -> optax.Updates:
-        """The step that is judged, up to a factor."""
+    def measure(self, state: Any, losses: jax.Array, context: Context) -> Measurement:
+        """The parabola along the step, from the losses at `points` or in a way of its own.
 
-    def measure(self, context: Context) -> Measurement:
-        """Measures the parabola."""
+        `losses` are those at `points`, shape (n,), and `state` is that of the direction.
+        """
+        ...
 
 
 def finite_difference(
     candidates: Sequence[float] | None = None,
     batching: Literal["vmap", "map"] = "vmap",
     *,
+    along: Literal["step", "path"] = "step",
     free_slope: bool = False,
     independent: bool = False,
 ) -> Probe:
-    r"""Fits the parabola to losses at a few multiples of the current learning rate.
+    r"""Fits the parabola to losses at a few multiples of a step.
 
     With the default candidates this is the rule of Algorithm 1,
 
@@ -98,24 +69,27 @@ def finite_difference(
     What it cannot do: see a change of the loss below the loss's own rounding. Such a probe abstains, and says so in
     `info.status`. The rounding is that of the loss's own type, 0.8 % in bfloat16; of bfloat16 layers below a mean in
     float32 it is 0.1 %. A single step often changes the loss by no more than a few times that: half of the answers are
-    then off by more than 5 %. :func:`gen_optax.exact` and :func:`gen_optax.retrospective` see more there.
+    then off by more than 5 %. :func:`gen_optax.exact` and a path see more there.
 
     Args:
-      candidates: multiples of the current learning rate. Default `(-1, 0, 1)`, or `(0, 1)` with `free_slope`. At
-        least three distinct ones, or one other than 0 with `free_slope`.
-      batching: `"vmap"` evaluates the candidates at once, `"map"` one after the other at the memory of one forward
-        pass and one copy of the parameters.
+      candidates: multiples of the step. Default `(-1, 0, 1)`, or `(0, 1)` (along the path `(-1, 0)`) with `free_slope`.
+        At least three distinct ones, or one other than 0 with `free_slope`; along the path -1, where it starts, is one
+        of them.
+      batching: `"vmap"` evaluates the candidates at once and holds one copy of the parameters for each, `"map"` one
+        after the other at the memory of one forward pass and one copy. `"map"` also keeps the loss once in the compiled
+        program, where the default controller evaluates it for the first rate as well.
+      along: `"step"`, the step to come, or `"path"`, the last steps as one, see :func:`gen_optax.retrospective`.
       free_slope: take the slope from `grad`, which `update` then needs: the gradient of `value_fn` itself, neither
         clipped nor from another batch. (`gen` hands it on where it was given `value`.)
-      independent: `value_fn` evaluates another batch than the one the step was computed from. The probe then judges
-        the step as applied, decay included, and a step that made that batch worse lowers the learning rate.
+      independent: along the step, that `value_fn` evaluates another batch than the one the step was computed from. The
+        probe then judges the step as applied, decay included. Along the path it always does.
 
     Returns:
       A probe for :func:`gen_optax.scale_by_gen`.
 
     Raises:
-      ValueError: on candidates that cannot determine a parabola, an unknown `batching`, or `free_slope` together
-        with `independent` (the gradient is then not that of the probe's batch).
+      ValueError: on candidates that cannot determine a parabola, an unknown `batching` or `along`, or `free_slope`
+        together with `independent` (the gradient is then not that of the probe's batch).
 
     Examples:
       >>> import gen_optax
@@ -130,11 +104,12 @@ def finite_difference(
       Zhu et al., `Automatic, dynamic, and nearly optimal learning rate specification via local quadratic
       approximation <https://arxiv.org/abs/2004.03260>`_, 2020
     """
+    direction = _direction(along, independent)
     if candidates is None:
-        candidates = (0.0, 1.0) if free_slope else (-1.0, 0.0, 1.0)
+        candidates = (-1.0, 0.0, 1.0) if not free_slope else (-1.0, 0.0) if isinstance(direction, Path) else (0.0, 1.0)
     candidates = tuple(float(c) for c in candidates)
     if not all(math.isfinite(c) for c in candidates):
-        raise ValueError(f"candidates must be finite multiples of the learning rate, got {candidates}.")
+        raise ValueError(f"candidates must be finite multiples of the step, got {candidates}.")
     if free_slope and not any(candidates):
         raise ValueError(f"With free_slope, candidates needs a point other than 0, got {candidates}.")
     if not free_slope and len(set(candidates)) < 3:
@@ -142,6 +117,8 @@ def finite_difference(
             f"A parabola needs at least three distinct candidates, got {candidates}. Add one, or pass "
             "free_slope=True to take the slope from the gradient."
         )
+    if isinstance(direction, Path) and -1.0 not in candidates:
+        raise ValueError(f"Along the path, candidates needs -1, where the path starts, got {candidates}.")
     if batching not in ("vmap", "map"):
         raise ValueError(f'batching must be "vmap" or "map", got {batching!r}.')
     if free_slope and independent:
@@ -149,44 +126,48 @@ def finite_difference(
             "free_slope takes the slope from the gradient of the step's own batch, which says nothing about an "
             "independent one. Choose one of the two."
         )
-    return FiniteDifference(candidates, batching, free_slope, independent)
+    return FiniteDifference(direction, candidates, batching, free_slope)
 
 
-def exact(*, independent: bool = False) -> Probe:
-    r"""Differentiates the loss along the step: :math:`b = -G^\top u`, :math:`A = u^\top H u`.
+def exact(*, along: Literal["step", "path"] = "step", independent: bool = False) -> Probe:
+    r"""Differentiates the loss along a step: :math:`b = -G^\top u`, :math:`A = u^\top H u`.
 
     No step size and no cancellation, hence good to about a percent in bfloat16, and at any learning rate. Costs about
     three forward passes at a step on which a probe is due, at no more than forward-mode memory. The function has to
     be differentiable in forward mode twice; see :func:`gen_optax.directional_derivatives`.
 
     Args:
+      along: as in :func:`gen_optax.finite_difference`.
       independent: as in :func:`gen_optax.finite_difference`.
 
     Returns:
       A probe for :func:`gen_optax.scale_by_gen`.
 
+    Raises:
+      ValueError: on an unknown `along`.
+
     Examples:
       >>> import gen_optax
       >>> gen_optax.exact()
-      Exact(independent=False)
+      Exact(direction=Step(independent=False))
     """
-    return Exact(independent)
+    return Exact(_direction(along, independent))
 
 
 def retrospective() -> Probe:
     r"""Judges the last steps, as one, on the present batch, which none of them has seen.
 
-    They are those since the last call whose number is a multiple of 16 (or of the first multiple of `every` above it):
-    16 where probes come at every 16th call, fewer where they come more often. With `d` their sum, the present batch
-    gives the loss :math:`L_-` where `d` started, :math:`L_0` here and :math:`L_+` as far beyond: the three points of
-    Algorithm 1, about the present parameters, on a batch that had no part in the steps. The parabola through them
-    starts where the steps did,
+    A name for `finite_difference(along="path", batching="map")`. The steps are those since the last call whose number
+    is a multiple of 16 (or of the first multiple of `every` above it): 16 where probes come at every 16th call, fewer
+    where they come more often. With `d` their sum, the present batch gives the loss :math:`L_-` where `d` started,
+    :math:`L_0` here and :math:`L_+` as far beyond: the three points of Algorithm 1, about the present parameters. The
+    parabola through them starts where the steps did,
 
     .. math::
       A h^2 = L_+ - 2 L_0 + L_-, \qquad b h = A h^2 - \tfrac12 (L_+ - L_-) .
 
     Of `k` steps together the batch's noise hides less than of one: they have gone up to `k` times as far. What one
-    step does and the next one undoes does not count. And losses see the landscape at the scale of the way, where a
+    step does and the next one undoes does not count. Losses see the landscape at the scale of the path, where a
     slope, as it would be free here, may see no more than a wrinkle in it (batch norm over few examples).
 
     And 16 steps change the loss by more than layers in bfloat16 or float16 blur it, or matrix units that round float32.
@@ -205,141 +186,109 @@ def retrospective() -> Probe:
 
     Examples:
       >>> import gen_optax
-      >>> gen_optax.retrospective()
-      Retrospective()
+      >>> gen_optax.retrospective().candidates
+      (-1.0, 0.0, 1.0)
     """
-    return Retrospective()
+    return finite_difference(along="path", batching="map")
+
+
+def _direction(along: str, independent: bool) -> Path | Step:
+    if along not in ("step", "path"):
+        raise ValueError(f'along must be "step" or "path", got {along!r}.')
+    return Path() if along == "path" else Step(independent)
 
 
 @dataclasses.dataclass(frozen=True)
-class FiniteDifference:
+class FiniteDifference(Probe):
     """See :func:`finite_difference`."""
 
+    direction: Direction
     candidates: tuple[float, ...]
     batching: Literal["vmap", "map"]
     free_slope: bool
-    independent: bool
-    looks_back = False
 
-    def judged(self, context):
-        """The step to come."""
-        return context.updates
+    def points(self, state, context):
+        """The multiples that are evaluated one after the other: all of them, or with `vmap` none."""
+        if self.batching == "vmap":
+            return jnp.zeros((0,))
+        return self.direction.factor(context) * self._evaluated(context)
 
-    def measure(self, context):
+    def measure(self, state, losses, context):
         """Losses at the candidates, then the fit."""
-        x, losses, rounding = self._losses(context)
-        centre, scale = int(np.argmin(np.abs(x))), float(np.max(np.abs(x)))
-        end = int(np.searchsorted(x, 1.0, side="right")) - 1  # the step itself, or the longest that is shorter
-        if self.free_slope:
-            if context.grad is None:
-                raise ValueError(
-                    "finite_difference(free_slope=True) needs grad=..., the gradient of value_fn before any clipping. "
-                    "Pass it to update, or use gen_optax.gen, which hands it on where it was given value."
-                )
-            slope = -_axes.inner_product(context.grad, context.updates, context.axis_name, context.step_size)
-            curvature, r_squared = _curvature_given_slope(x, losses - losses[centre], slope)
-        else:
-            xs = jnp.asarray(x / scale, losses.dtype)
-            slope, curvature, r_squared = _fit.fit_own_scale(xs, losses, jnp.ones_like(xs))
-            slope, curvature = slope / scale, curvature / scale**2
-        return Measurement(
-            value=self._value(context, x, losses[centre]),
-            slope=slope,
-            curvature=curvature,
-            r_squared=r_squared,
-            noise=rounding * jnp.max(jnp.abs(losses)) / min(scale, scale**2),
-            end_value=losses[max(end, 0)],
-        )
+        x, losses = self._losses(state, losses, context)
+        first = -1.0 if isinstance(self.direction, Path) else 0.0  # where the step starts; it ends at first + 1
+        start, end = (losses[max(int(np.searchsorted(x, c, side="right")) - 1, 0)] for c in (first, first + 1))
+        if first == 0:
+            start = losses[np.argmin(np.abs(x))]
+            if 0 not in x and context.value is not None:
+                start = _axes.mean(context.value.astype(losses.dtype), context.axis_name)
+        size = jnp.max(jnp.where(jnp.isfinite(losses), jnp.abs(losses), 0))
+        noise = context.arithmetic.rounding(context.value) * size
+        if first == -1:  # where the path does not lead on, for the loss is not finite there, a wall stands for it
+            wall = end + _WALL * jnp.maximum(jnp.abs(end - start), noise)
+            losses = jnp.where((x > 0) & ~jnp.isfinite(losses), wall, losses)
+        slope, curvature, r_squared = self._fit(state, x, losses, context)
+        scale = np.max(np.abs(x))
+        measurement = self.direction.measurement(context, start, end, slope, curvature)
+        return measurement._replace(r_squared=r_squared, noise=noise / min(scale, scale**2))
 
-    def _value(self, context: Context, x: np.ndarray, nearest: jax.Array) -> jax.Array:
-        """The loss where the step starts, as far as it is known; or else of the candidate nearest to that."""
-        if 0 in x or context.value is None:
-            return nearest
-        return _axes.mean(context.value.astype(nearest.dtype), context.axis_name)
+    def _fit(self, state, x, losses, context):
+        """Slope, curvature and R^2 about `w`, in multiples of the step."""
+        if not self.free_slope:
+            return _fit.fit_at(x, losses)
+        if context.grad is None:
+            raise ValueError(
+                "finite_difference(free_slope=True) needs grad=..., the gradient of value_fn before any clipping. "
+                "Pass it to update, or use gen_optax.gen, which hands it on where it was given value."
+            )
+        vector, factor = self.direction.vector(state, context), self.direction.factor(context)
+        slope = -_axes.inner_product(context.grad, vector, context.axis_name, factor)
+        return slope, *_curvature_given_slope(x, losses - losses[np.argmin(np.abs(x))], slope)
 
-    def _losses(self, context: Context) -> tuple[np.ndarray, jax.Array, float]:
-        """The candidates in order, their losses averaged over the axis, and their relative error."""
-        x = np.array(sorted(set(self.candidates) | ({0.0} if self.free_slope else set())))
-        known = context.value if 0 in x else None
-        evaluated = x if known is None else x[x != 0]
-        losses = _loss.probe_losses(
-            context.loss, context.params, context.updates, context.step_size * evaluated, self.batching
-        )
-        rounding = _arithmetic.arithmetic(context.loss, context.params).rounding(known)
-        losses = losses.astype(jnp.promote_types(losses.dtype, jnp.float32))
-        if known is not None:
+    def _points(self) -> np.ndarray:
+        """The candidates in order; with a free slope 0 is one of them."""
+        return np.array(sorted(set(self.candidates) | ({0.0} if self.free_slope else set())))
+
+    def _evaluated(self, context: Context) -> np.ndarray:
+        """Those whose loss is not known."""
+        x = self._points()
+        return x if context.value is None else x[x != 0]
+
+    def _losses(self, state, losses, context) -> tuple[np.ndarray, jax.Array]:
+        """The candidates in order, and their losses, averaged over the axis."""
+        x, evaluated = self._points(), self._evaluated(context)
+        if self.batching == "vmap":
+            vector, step_sizes = self.direction.vector(state, context), self.direction.factor(context) * evaluated
+            losses = _loss.probe_losses(context.loss, context.params, vector, step_sizes)
+            losses = _axes.mean(losses.astype(context.arithmetic.loss_dtype), context.axis_name)
+        losses = losses[: evaluated.size]
+        if evaluated.size < x.size:
             below = int(np.searchsorted(evaluated, 0.0))
-            centre = known.astype(losses.dtype)[None]
+            centre = _axes.mean(context.value.astype(losses.dtype), context.axis_name)[None]
             losses = jnp.concatenate([losses[:below], centre, losses[below:]])
-        return x, _axes.mean(losses, context.axis_name), rounding
+        return x, losses
 
 
 @dataclasses.dataclass(frozen=True)
-class Exact:
+class Exact(Probe):
     """See :func:`exact`."""
 
-    independent: bool
-    looks_back = False
+    direction: Direction
 
-    def judged(self, context):
-        """The step to come."""
-        return context.updates
-
-    def measure(self, context):
+    def measure(self, state, losses, context):
         """Derivatives along the step."""
-        # Differentiate along u brought to the order of one by a power of two, which is exact: h u would underflow in
-        # float16, and u itself overflow where the gradient is huge.
-        size = _axes.maximum(_loss.power_of_two(context.updates), context.axis_name)
-        direction = _loss.scale(context.updates, 1 / size)
+        # Differentiate along a step brought to the order of one by a power of two, which is exact: h u would underflow
+        # in float16, and u itself overflow where the gradient is huge.
+        vector = self.direction.vector(state, context)
+        size = _axes.maximum(_tree.power_of_two(vector), context.axis_name)
+        derivatives = _loss.directional_derivatives(context.loss, context.params, _tree.scale(vector, 1 / size))
         value, slope, curvature = (
-            _axes.mean(x.astype(jnp.promote_types(x.dtype, jnp.float32)), context.axis_name)
-            for x in _loss.directional_derivatives(context.loss, context.params, direction)
+            _axes.mean(x.astype(jnp.promote_types(x.dtype, jnp.float32)), context.axis_name) for x in derivatives
         )
-        h = context.step_size * size
-        return Measurement(
-            value=value,
-            slope=h * slope,
-            curvature=h * (h * curvature),
-            r_squared=jnp.ones_like(value),
-            noise=jnp.zeros_like(value),
-            end_value=value,
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Retrospective:
-    """See :func:`retrospective`."""
-
-    independent = True
-    looks_back = True
-
-    def judged(self, context):
-        """All of the steps, as one."""
-        return _loss.difference(context.params, context.memory)
-
-    def measure(self, context):
-        """The losses at both ends of the steps and as far beyond."""
-        ahead = _loss.step_along(context.params, self.judged(context), 1.0)
-        value = context.loss(context.params) if context.value is None else context.value
-        rounding = _arithmetic.arithmetic(context.loss, context.params).rounding(value)
-        losses = context.loss(context.memory), value, context.loss(ahead)
-        start_value, value, beyond = (_axes.mean(_at_least_float32(x), context.axis_name) for x in losses)
-        noise = rounding * jnp.maximum(jnp.abs(value), jnp.abs(start_value))
-        fall, rise = start_value - value, beyond - value
-        # Where the way does not lead on, for the loss is not finite there, a wall stands for it.
-        rise = jnp.where(jnp.isfinite(rise), rise, _WALL * jnp.maximum(jnp.abs(fall), noise))
-        return Measurement(
-            value=start_value,
-            slope=(3 * fall + rise) / 2,
-            curvature=fall + rise,
-            r_squared=jnp.ones_like(value),
-            noise=noise,
-            end_value=value,
-        )
-
-
-def _at_least_float32(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        h = self.direction.factor(context) * size
+        slope, curvature = h * slope, h * (h * curvature)
+        start = value + slope + curvature / 2 if isinstance(self.direction, Path) else value
+        return self.direction.measurement(context, start, value, slope, curvature)
 
 
 def _curvature_given_slope(x: np.ndarray, change: jax.Array, slope: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -160,15 +160,15 @@ class Trainer:
         accepted = np.flatnonzero(np.diff(history["num_accepted"], prepend=0))
         probed = int(accepted[accepted < NUM_STEPS * 3 // 4][-1])
         fit = {name: column[probed] for name, column in history.items()}
-        # Run again up to there. The probe looked back: from the parameters in its memory along the steps since, on the
-        # batch of the step to come.
+        # Run again up to there. The probe looked back: from where its path starts along the steps since, on the batch
+        # of the step to come.
         carry, chunks, step = self.start(seed), self.chunks(seed), jax.jit(self.step)
         for indices in chunks[: probed // CHUNK]:
             carry, _ = self.run_chunk(carry, indices)
         for indices in chunks[probed // CHUNK, : probed % CHUNK]:
             carry, _ = step(carry, indices)
         ahead, state = carry
-        behind, applied = state[-1].memory, state[-1].applied_learning_rate
+        behind, applied = state[-1].probe.anchor, state[-1].applied_learning_rate
         direction = jax.tree.map(lambda new, old: (new - old) / applied, ahead, behind)
         step_sizes = jnp.maximum(applied, fit["optimal_learning_rate"]) * jnp.linspace(-0.5, 2, 17)
         x, y = self.batch(chunks[probed // CHUNK, probed % CHUNK])

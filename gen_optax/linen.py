@@ -103,17 +103,22 @@ class TrainState(train_state.TrainState):
 
 def _without_overwritten(extra_args: dict[str, Any], whole: Any) -> dict[str, Any]:
     """The arguments for a `tx` that sees `whole["params"]` only, while the user's loss and gradient know all of it."""
-    value_fn: Callable[..., Any] | None = extra_args.get("value_fn")
+    changed: dict[str, Any] = {}
+    for name in ("value_fn", "obj_fn"):
+        if extra_args.get(name) is not None:
+            changed[name] = _of_params(extra_args[name], whole)
     grad = extra_args.get("grad")
-    changed = {}
-    if value_fn is not None:
-
-        @functools.wraps(value_fn)  # GeN reads its signature
-        def of_params(params, *args, **kwargs):
-            variables = {"params": params, OVERWRITE_WITH_GRADIENT: whole[OVERWRITE_WITH_GRADIENT]}
-            return value_fn(variables, *args, **kwargs)
-
-        changed["value_fn"] = of_params
     if isinstance(grad, Mapping) and OVERWRITE_WITH_GRADIENT in grad:
         changed["grad"] = grad["params"]
     return {**extra_args, **changed}
+
+
+def _of_params(value_fn: Callable[..., Any], whole: Any) -> Callable[..., Any]:
+    """The loss as a function of the parameters alone."""
+
+    @functools.wraps(value_fn)  # GeN reads its signature
+    def of_params(params, *args, **kwargs):
+        variables = {"params": params, OVERWRITE_WITH_GRADIENT: whole[OVERWRITE_WITH_GRADIENT]}
+        return value_fn(variables, *args, **kwargs)
+
+    return of_params

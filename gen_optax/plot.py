@@ -19,8 +19,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.legend import Legend
 
-from gen_optax._control import ProbeStatus
 from gen_optax._gen import GenInfo, GenState
+from gen_optax._measurement import ProbeStatus
 from gen_optax._metrics import metrics
 
 History = Sequence[Any] | Mapping[str, Any] | GenInfo | GenState
@@ -36,6 +36,8 @@ _REASONS = {
     ProbeStatus.ASCENT: ("loss rose", "^"),
     ProbeStatus.NO_CURVATURE: ("no curvature", "D"),
     ProbeStatus.POOR_FIT: ("no parabola", "x"),
+    ProbeStatus.JUMP: ("steps doubled the loss", "v"),
+    ProbeStatus.FALSE_ALARM: ("false alarm", "*"),
 }
 
 
@@ -61,7 +63,7 @@ def learning_rate(history: History, ax: Axes | None = None, *, steps: Any = None
       >>> import gen_optax
       >>> import gen_optax.plot
       >>> import jax.numpy as jnp
-      >>> state = gen_optax.gen_adamw(init_learning_rate=1e-3).init(jnp.zeros(3))
+      >>> state = gen_optax.gen_adamw(controller=gen_optax.algorithm_1()).init(jnp.zeros(3))
       >>> ax = gen_optax.plot.learning_rate([gen_optax.metrics(state)] * 3)
     """
     columns = _columns(history)
@@ -196,7 +198,7 @@ def decrease(history: History, actual: Any, ax: Axes | None = None) -> Axes:
       >>> import gen_optax
       >>> import gen_optax.plot
       >>> import jax.numpy as jnp
-      >>> state = gen_optax.gen_adamw(init_learning_rate=1e-3).init(jnp.zeros(3))
+      >>> state = gen_optax.gen_adamw(controller=gen_optax.algorithm_1()).init(jnp.zeros(3))
       >>> ax = gen_optax.plot.decrease([gen_optax.metrics(state)] * 3, [0.1, 0.2, 0.1])
     """
     columns = _columns(history)

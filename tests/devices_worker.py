@@ -22,10 +22,10 @@ from jax.sharding import PartitionSpec as P
 import gen_optax
 
 NUM_STEPS, EVERY = 5, 2
-GIVEN = {"init_learning_rate": 0.1, "max_change": None}  # without a clamp no search for a rate is compiled
+GIVEN = {"controller": gen_optax.algorithm_1(init_learning_rate=0.1, smoothing=0.5)}  # no search for a rate is compiled
 OPTIONS: dict[str, dict[str, Any]] = {
-    "cold start": {},
-    "retrospective": GIVEN,
+    "cold start": {"controller": gen_optax.balance(sigma=1.6, smoothing=0.5)},
+    "retrospective": {**GIVEN, "probe": gen_optax.retrospective()},
     "three points": {**GIVEN, "probe": gen_optax.finite_difference()},
     "free slope": {**GIVEN, "probe": gen_optax.finite_difference(free_slope=True, batching="map")},
     "exact": {**GIVEN, "probe": gen_optax.exact()},
@@ -53,7 +53,7 @@ def loss_fn(params, batch):
 
 
 def optimizer(options, **more):
-    return gen_optax.gen(optax.adamw(1.0), **({"every": EVERY, "smoothing": 0.5} | OPTIONS[options] | more))
+    return gen_optax.gen(optax.adamw(1.0), **({"every": EVERY} | OPTIONS[options] | more))
 
 
 def plain_step(tx, loss=None):
@@ -123,8 +123,8 @@ def under_jit(options, layout, explicit=False):
         step = jax.jit(plain_step(tx))
         result = train(step, params, state, batch)
         after, state = step(params, state, batch)
-        memory = gen_state(state).memory
-        kept = [after] + ([memory] if memory else [])
+        path = gen_state(state).probe
+        kept = [after] + ([path.anchor] if path else [])
         same = jax.tree.map(
             lambda x, *ys: all(x.sharding.is_equivalent_to(y.sharding, x.ndim) for y in ys), params, *kept
         )

@@ -30,7 +30,9 @@ def batch(seed: int = 0):
 
 def fixed_rate(rate: float, probe: Any, every: int = 1):
     """A `scale_by_gen` that probes and whose rate stays: the bounds leave it no room."""
-    return gen_optax.scale_by_gen(rate, probe, every=every, min_learning_rate=rate, max_learning_rate=rate)
+    controller = gen_optax.balance() if probe.direction.independent else gen_optax.algorithm_1()
+    bounds = {"min_learning_rate": rate, "max_learning_rate": rate}
+    return gen_optax.scale_by_gen(controller=controller, probe=probe, every=every, **bounds)
 
 
 class LinenNet(nn.Module):

@@ -1,5 +1,6 @@
 """Problems and training loops that the tests share. References in float64 NumPy, independent of the code under test."""
 
+import dataclasses
 import functools
 import itertools
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 import optax
 
 import gen_optax
+from gen_optax import _measurement
 
 
 @jax.custom_vjp
@@ -130,12 +132,37 @@ def jitted_update(tx, value_fn):
 
 
 def one_probe(probe, value_fn, params, updates, learning_rate=1.0, value=None, grad=None, **options: Any):
-    """The state after a single due probe along `updates` at a known rate, and the scaled updates."""
-    settings = dict(every=1, smoothing=0.0, smooth="learning_rate", max_change=None, sigma=1.0) | options
-    tx = gen_optax.scale_by_gen(learning_rate, probe, **settings)
+    """The state after a single due probe along `updates` at a known rate that it replaces, and the scaled updates."""
+    tx = gen_optax.scale_by_gen(probe=probe, **(greedy(learning_rate) | options))
     extra = {k: v for k, v in (("value", value), ("grad", grad)) if v is not None}
     scaled, state = jitted_update(tx, value_fn)(updates, tx.init(params), params, **extra)
     return state, scaled
+
+
+def greedy(learning_rate=1.0):
+    """Settings with which every call probes and the minimiser, unsmoothed, becomes the learning rate."""
+    return {"controller": gen_optax.algorithm_1(init_learning_rate=learning_rate, smoothing=0.0), "every": 1}
+
+
+def measurement(slope, curvature, **fields: Any) -> gen_optax.Measurement:
+    """In float32; unless told otherwise the loss is 1 at both ends of the step."""
+    fields = {"value": 1.0, "end_value": 1.0, "step_size": 0.1, "r_squared": 1.0, "noise": 1e-6} | fields
+    flags = {name: jnp.asarray(fields.pop(name, False)) for name in ("jumped", "is_path", "out_of_turn")}
+    numbers = {name: jnp.float32(x) for name, x in (fields | {"slope": slope, "curvature": curvature}).items()}
+    return gen_optax.Measurement(**numbers, **flags)
+
+
+def observed(controller, measured, rate=0.1, state=(), every=16):
+    """What a controller makes of a measurement at a learning rate: `(rate, state, status)`."""
+    return _observed(controller, measured, jnp.float32(rate), state, jnp.int32(every))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _observed(controller, measured, rate, state, every):
+    status = _measurement.judge(measured)
+    nothing = dict.fromkeys(field.name for field in dataclasses.fields(gen_optax.Context))
+    context = gen_optax.Context(**(nothing | {"every": every}))
+    return *controller.observe(rate, state, measured, status, context), status
 
 
 def paths_and_types(tree):
@@ -156,3 +183,10 @@ PROBES = {
 
 # One of each kind, where the number of candidates and how they are evaluated make no difference.
 KINDS = {name: PROBES[name] for name in ("three points", "free slope", "exact", "retrospective")}
+
+
+def settings_of(name, learning_rate=None):
+    """A probe of `PROBES` with a controller that takes it: the default one, or Algorithm 1 where that refuses it."""
+    given = {} if learning_rate is None else {"init_learning_rate": learning_rate}
+    controller = gen_optax.balance if PROBES[name].direction.independent else gen_optax.algorithm_1
+    return {"probe": PROBES[name], "controller": controller(**given)}

@@ -12,6 +12,7 @@ from helpers import PROBES, flat, gen_state, network, network_loss, numpy_networ
 import gen_optax
 
 K = 4
+PAPER = gen_optax.algorithm_1(init_learning_rate=0.1)  # without a look for a first rate
 
 
 def loss_fn(params, batch):
@@ -103,7 +104,7 @@ def test_one_probe_per_step_on_all_microbatches(name, passes):
     """Run-time counts: k micro-batches for the gradient, and `passes` times k more where a probe is due."""
     params, batch = network()
     microbatches, counter = split(batch), Counter()
-    tx = gen_optax.gen(optax.sgd(1.0), init_learning_rate=0.1, probe=PROBES[name], every=4, max_change=None)
+    tx = gen_optax.gen(optax.sgd(1.0), controller=PAPER, probe=PROBES[name], every=4)
 
     @jax.jit
     def step(params, state):
@@ -136,8 +137,7 @@ def in_multi_steps(tx, **options):
 
 def test_multi_steps_around_gen_warns_and_why():
     """The probe costs k passes over one mini-batch each, not one over all: run-time counts."""
-    options = {"init_learning_rate": 0.1, "max_change": None}  # without a look for a first rate
-    tx = gen_optax.gen(optax.sgd(1.0), probe=gen_optax.finite_difference(), every=1, **options)
+    tx = gen_optax.gen(optax.sgd(1.0), controller=PAPER, every=1)
     params, state, one, counter, mini_step = in_multi_steps(tx)
     with pytest.warns(UserWarning, match=r"MultiSteps.*k times.*mean_value_and_grad"):
         mini_step = mini_step.lower(params, state, one).compile()
@@ -153,7 +153,7 @@ def test_no_warning_elsewhere():
     """MultiSteps around something else, beside gen, and other wrappers (warnings are errors here)."""
     params, state, one, _, mini_step = in_multi_steps(optax.sgd(1.0))
     mini_step(params, state, one)
-    tx = optax.apply_if_finite(gen_optax.gen_sgd(init_learning_rate=0.1), 3)
+    tx = optax.apply_if_finite(gen_optax.gen_sgd(controller=PAPER), 3)
     tx.update(params, tx.init(params), params, value_fn=functools.partial(loss_fn, batch=one))
 
 

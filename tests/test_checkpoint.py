@@ -16,22 +16,25 @@ import gen_optax
 BEFORE, AFTER = 20, 50
 BATCHES = [batch(seed) for seed in range(5)]
 
-# Between them: a memory, averages, neither, both, a decay, a horizon, a state inside of others.
+PAPER = gen_optax.algorithm_1(init_learning_rate=1e-2)
+# Between them: what a path and what a controller remember, neither, both, a decay, a horizon, a state inside of others.
 TRANSFORMS = {
     "default": gen_optax.gen(optax.adam(1.0), every=3, num_steps=100),
-    "coefficients": gen_optax.gen(optax.adam(1.0), probe=gen_optax.exact(), every=3, smooth="coefficients"),
-    "both": optax.chain(
+    "controller": gen_optax.gen(optax.adam(1.0), probe=gen_optax.exact(independent=True), every=3),
+    "path": optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.sgd(1.0, 0.9),
-        gen_optax.scale_by_gen(every=3, smooth="coefficients", decay=optax.cosine_decay_schedule(1.0, 100)),
+        gen_optax.scale_by_gen(
+            controller=PAPER, probe=gen_optax.retrospective(), every=3, decay=optax.cosine_decay_schedule(1.0, 100)
+        ),
     ),
     "neither": optax.chain(
         optax.sgd(1.0, 0.9),
-        optax.inject_hyperparams(gen_optax.scale_by_gen)(1e-2, gen_optax.finite_difference(), every=3),
+        optax.inject_hyperparams(gen_optax.scale_by_gen)(controller=PAPER, every=3, max_learning_rate=10.0),
     ),
 }
-# With a memory and without averages, and the other way round: the flax wrappers know no other difference.
-KINDS = "default", "coefficients"
+# The flax wrappers know no other difference than whether there are parameters in the state.
+KINDS = "default", "controller"
 
 
 def save_and_restore(path, state: Any, abstract_state: Any) -> Any:
@@ -128,9 +131,10 @@ def test_plain_optax_state(name, tmp_path):
         assert gen_state(final[1]).count == BEFORE + AFTER
 
 
-def test_the_memory_matters():
-    """A run that lost what the probe remembers goes on differently: the comparisons above can tell."""
-    tx = gen_optax.gen(optax.adam(1.0))
+@pytest.mark.parametrize("part", ["probe", "controller"])
+def test_what_is_remembered_matters(part):
+    """A run that lost a part of it goes on differently: the comparisons above can tell."""
+    tx = gen_optax.gen(optax.adam(1.0), num_steps=100)
     params, data = network(sizes=(5, 8, 3))
 
     @jax.jit
@@ -139,9 +143,10 @@ def test_the_memory_matters():
         updates, state = tx.update(grads, state, params, value=value, value_fn=network_loss, **data)
         return optax.apply_updates(params, updates), state
 
-    fresh = tx.init(params)
-    params, (base, gen) = step(params, fresh)
-    slopes = [
-        gen_state(step(params, (base, gen._replace(memory=memory)))[1]).info.slope for memory in (gen.memory, params)
-    ]
-    assert slopes[0] != slopes[1]
+    state = tx.init(params)
+    for _ in range(3):
+        params, state = step(params, state)
+    base, gen = state
+    lost = gen._replace(**{part: getattr(tx.init(params)[1], part)})
+    rates = [gen_state(step(params, (base, one))[1]).learning_rate for one in (gen, lost)]
+    assert rates[0] != rates[1]

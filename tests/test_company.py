@@ -7,12 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import flat, gen_state, network, network_loss, numpy_network_loss, paths_and_types, random_quadratic, train
+from helpers import (
+    flat,
+    gen_state,
+    greedy,
+    network,
+    network_loss,
+    numpy_network_loss,
+    paths_and_types,
+    random_quadratic,
+    train,
+)
 
 import gen_optax
 
 EXACT = gen_optax.exact()
-ONCE = dict(init_learning_rate=0.1, probe=EXACT, every=1, smoothing=0.0, smooth="learning_rate", max_change=None)
+ONCE = greedy(0.1) | {"probe": EXACT}
 
 
 def problem():
@@ -53,7 +63,7 @@ def best_rate(params, batch, updates):
 def test_clipping_before(probe):
     """The rate makes up for the clipping, so its slope must be that of the raw gradient."""
     params, batch, gradient = problem()
-    options = ONCE | {"probe": probe, "init_learning_rate": 1.0}
+    options = greedy(1.0) | {"probe": probe}
     clipped = optax.chain(optax.clip_by_global_norm(1e-2), optax.sgd(1.0))
     _, state = first_step(gen_optax.gen(clipped, **options), params, batch)
     norm = np.sqrt(sum(np.vdot(g, g) for g in gradient))
@@ -83,7 +93,7 @@ def test_weight_decay_with_a_mask_is_part_of_the_direction():
 
 def test_average_of_the_parameters_beside_training():
     params, batch, _ = problem()
-    tx = gen_optax.gen_sgd(init_learning_rate=0.1)
+    tx = gen_optax.gen_sgd(controller=gen_optax.balance(init_learning_rate=0.1))
 
     @jax.jit
     def run(params):
@@ -112,19 +122,27 @@ def test_average_of_the_parameters_beside_training():
 def test_inject_hyperparams_around_gen():
     """Scheduled and constant numbers, functions named as static: the run is the one without injection."""
     params, batch, _ = problem()
-    options = dict(base=optax.sgd(1.0), init_learning_rate=0.1, every=2, max_change=None, value_fn=lambda w: 0.0)
-    injected = optax.inject_hyperparams(gen_optax.gen, static_args=("value_fn", "decay"))
-    found, state, _, states = train(injected(**options, sigma=lambda t: 1.0 + 0 * t), params, network_loss, 20, **batch)
-    expected, _, _, plain = train(gen_optax.gen(**options, sigma=1.0), params, network_loss, 20, **batch)
+
+    def make(base, sigma, every, max_learning_rate, value_fn):
+        controller = gen_optax.balance(init_learning_rate=0.1, sigma=sigma, search_probes=4)
+        bounds = {"max_learning_rate": max_learning_rate}
+        return gen_optax.gen(base, controller=controller, every=every, value_fn=value_fn, **bounds)
+
+    options = dict(base=optax.sgd(1.0), every=2, value_fn=lambda w: 0.0)
+    injected = optax.inject_hyperparams(make, static_args=("value_fn", "every"))
+    tx = injected(**options, sigma=lambda t: 1.0 + 0 * t, max_learning_rate=lambda t: 10.0 + 0 * t)
+    found, state, _, states = train(tx, params, network_loss, 20, **batch)
+    expected, _, _, plain = train(make(**options, sigma=1.0, max_learning_rate=10.0), params, network_loss, 20, **batch)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), found, expected)
     np.testing.assert_allclose(gen_state(states).learning_rate, gen_state(plain).learning_rate, rtol=1e-5)
-    assert gen_state(state).info.num_probes == 10
-    assert state.hyperparams["every"] == 2
+    assert gen_state(state).info.num_probes == 4 + 8  # calls 2 to 5, and 6, 8, ..., 20
+    assert state.hyperparams["max_learning_rate"] == 10
 
 
 def test_a_hyperparameter_changed_in_the_state():
     params, batch, _ = problem()
-    tx = optax.inject_hyperparams(gen_optax.scale_by_gen)(init_learning_rate=0.1, max_learning_rate=10.0, probe=EXACT)
+    controller = gen_optax.algorithm_1(init_learning_rate=0.1)
+    tx = optax.inject_hyperparams(gen_optax.scale_by_gen)(controller=controller, max_learning_rate=10.0, probe=EXACT)
     tx = optax.chain(optax.sgd(1.0), tx)
     state = tx.init(params)
     step = jax.jit(functools.partial(tx.update, value_fn=functools.partial(network_loss, **batch)))
@@ -146,11 +164,14 @@ def test_inject_hyperparams_in_the_base():
 # --- apply_if_finite ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("probe", [None, EXACT, gen_optax.finite_difference()])
-@pytest.mark.parametrize("order", ["around", "inside"])
+@pytest.mark.parametrize(
+    ("order", "probe"),
+    [("around", None), ("inside", None), ("around", EXACT), ("inside", gen_optax.finite_difference())],
+)
 def test_a_nan_batch_changes_nothing_and_training_recovers(order, probe):
     params, batch, _ = problem()
-    options = dict(probe=probe, init_learning_rate=0.05, every=1)
+    make = gen_optax.algorithm_1 if probe else gen_optax.balance
+    options = dict(probe=probe, controller=make(init_learning_rate=0.05), every=1)
     if order == "around":
         tx = optax.apply_if_finite(gen_optax.gen(optax.adam(1.0), **options), 5)
     else:

@@ -10,6 +10,14 @@ from helpers import KINDS, PROBES, gen_state
 
 import gen_optax
 
+GIVEN = gen_optax.algorithm_1(init_learning_rate=0.1)  # without a search for the first rate
+INDEPENDENT = {
+    "vmap": gen_optax.finite_difference(independent=True),
+    "map": gen_optax.finite_difference(batching="map", independent=True),
+    "exact": gen_optax.exact(independent=True),
+    "retrospective": gen_optax.retrospective(),
+}
+
 # probe: forward passes at a due step, with value and grad at hand, and without.
 COSTS = {
     "three points": (gen_optax.finite_difference(), 2, 3),
@@ -22,7 +30,7 @@ COSTS = {
 }
 
 
-def executed(tx, steps, given, rate_known=True):
+def executed(tx, steps, given):
     """How often the loss runs in each step, counted by a callback that is not part of the library."""
     calls = []
 
@@ -62,9 +70,9 @@ def test_forward_passes_that_run(name, given):
     expected = with_value if given else without
     if expected is None:
         pytest.skip("needs grad, or costs a derivative without it")
-    tx = optax.chain(optax.sgd(1.0), gen_optax.scale_by_gen(0.1, probe, every=3, max_change=None))
+    tx = optax.chain(optax.sgd(1.0), gen_optax.scale_by_gen(controller=GIVEN, probe=probe, every=3))
     counts, _ = executed(tx, 7, given)
-    guarded = expected if probe.looks_back and not given else 0
+    guarded = expected if isinstance(probe.direction, gen_optax.Path) and not given else 0
     assert counts == [0, guarded, expected, guarded, 0, expected, 0]
 
 
@@ -74,7 +82,7 @@ def test_an_overshoot_costs_one_more_probe_and_then_none():
     def cliff(w):
         return jnp.where(jnp.abs(w) < 2, (w - 1.0) ** 2, jnp.nan)
 
-    tx = gen_optax.gen_sgd(init_learning_rate=500.0, probe=gen_optax.finite_difference(), every=4, max_change=None)
+    tx = gen_optax.gen_sgd(controller=gen_optax.algorithm_1(init_learning_rate=500.0), every=4)
     step = jax.jit(lambda w, s: tx.update(2 * (w - 1.0), s, w, value=cliff(w), value_fn=cliff))
     w = jnp.zeros(())
     state = tx.init(w)
@@ -113,39 +121,83 @@ PARAMS = {"a": jnp.full((WIDTH, WIDTH), 0.01), "b": jnp.full((WIDTH, WIDTH), 0.0
 NUMBER = 2 * WIDTH * WIDTH
 
 
-def step_fn(tx):
+def step_fn(tx, given=True):
     def step(w, state):
         loss, grad = jax.value_and_grad(network_loss)(w)
-        extra = {"value": loss, "grad": grad, "value_fn": network_loss}
+        extra = {"value": loss, "grad": grad} if given else {}
+        extra["value_fn"] = network_loss
         updates, state = optax.with_extra_args_support(tx).update(grad, state, w, **extra)
         return optax.apply_updates(w, updates), state
 
     return step
 
 
+def traced(tx, name="dot_general", inside_cond=True, **arguments):
+    jaxpr = jax.make_jaxpr(step_fn(tx, **arguments))(PARAMS, tx.init(PARAMS)).jaxpr
+    return count_in_jaxpr(jaxpr, name, inside_cond)
+
+
+FORWARD = 2  # matrix products of one evaluation of the loss
+GRADIENT = 5  # ... and of its gradient: these, and one for each of three cotangents
+# Evaluations of the loss that the traced program holds: vmap has one of its own; jvp of jvp has products of tangents.
+STANDS = {"vmap": 2, "map": 1, "exact": None, "retrospective": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [("vmap", True), ("map", False), ("exact", True), ("retrospective", True), ("retrospective", False)],
+)
+def test_traced_evaluations(name, given):
+    """Outside of lax.cond the step holds the matrix products of the gradient and not one more.
+
+    Inside there is the loss once: the loop over points serves the first rate and every probe.
+    """
+    gradient = traced(optax.sgd(1.0))
+    assert gradient in (2 * FORWARD, GRADIENT)
+    tx = optax.chain(optax.sgd(1.0), gen_optax.scale_by_gen(probe=INDEPENDENT[name], every=3))
+    assert traced(tx, inside_cond=False, given=given) == gradient
+    inside = traced(tx, given=given) - gradient
+    assert inside == FORWARD * STANDS[name] if STANDS[name] else inside > FORWARD
+
+
+@pytest.mark.parametrize("base", [optax.sgd(1.0, momentum=0.9), optax.adamw(1.0)], ids=["momentum", "adamw"])
+def test_the_default_holds_the_loss_once(base):
+    """However it is built: outside of the gradient a marker within the loss stands once in the program."""
+
+    def marked(w):
+        return jnp.sum(jax.lax.erf_inv(0.1 * jnp.tanh(w)) ** 2)
+
+    def step(w, state):
+        value, grads = marked(w), w
+        updates, state = tx.update(grads, state, w, value=value, value_fn=marked)
+        return optax.apply_updates(w, updates), state
+
+    for options in ({}, {"num_steps": 100}, {"every": 1}):
+        tx = gen_optax.gen(base, **options)
+        w = jnp.ones(3)
+        jaxpr = jax.make_jaxpr(step)(w, tx.init(w)).jaxpr
+        assert count_in_jaxpr(jaxpr, "erf_inv") == 1 + 1
+        assert count_in_jaxpr(jaxpr, "erf_inv", inside_cond=False) == 1
+
+
 @pytest.mark.parametrize("name", KINDS)
-def test_traced_evaluations(name):
-    """Outside of lax.cond the step holds the matrix products of the gradient and not one more."""
-
-    def traced(tx, inside_cond):
-        jaxpr = jax.make_jaxpr(step_fn(tx))(PARAMS, tx.init(PARAMS)).jaxpr
-        return count_in_jaxpr(jaxpr, "dot_general", inside_cond)
-
-    for rate in (0.1, None):
-        tx = optax.chain(optax.sgd(1.0), gen_optax.scale_by_gen(rate, KINDS[name], every=3))
-        assert traced(tx, inside_cond=False) == traced(optax.sgd(1.0), inside_cond=True)
-        assert traced(tx, inside_cond=True) > traced(tx, inside_cond=False)
+def test_a_known_rate_traces_no_search(name):
+    """With Algorithm 1: the probe and nothing else."""
+    tx = optax.chain(optax.sgd(1.0), gen_optax.scale_by_gen(controller=GIVEN, probe=KINDS[name], every=3))
+    inside = traced(tx) - traced(optax.sgd(1.0))
+    assert traced(tx, inside_cond=False) == traced(optax.sgd(1.0))
+    assert inside == FORWARD if name != "exact" else inside > FORWARD
 
 
 def compiled(tx, count):
     """The compiled step of one call, whose number is a constant: XLA then knows whether a probe is due."""
     *base, state = tx.init(PARAMS)
 
-    def step(w, memory, learning_rate):
-        here = state._replace(count=jnp.int32(count), memory=memory, learning_rate=learning_rate)
+    def step(w, probe, learning_rate):
+        here = state._replace(count=jnp.int32(count), probe=probe, learning_rate=learning_rate)
         return step_fn(tx)(w, (*base, here))
 
-    return jax.jit(step).lower(PARAMS, state.memory, state.learning_rate).compile()
+    return jax.jit(step).lower(PARAMS, state.probe, state.learning_rate).compile()
 
 
 def flops(program):
@@ -160,7 +212,7 @@ def test_flops(name):
     """
     probe, forwards, _ = COSTS[name]
     forward = flops(jax.jit(network_loss).lower(PARAMS).compile())
-    tx = optax.chain(optax.sgd(1.0), gen_optax.scale_by_gen(0.1, probe, every=4, max_change=None))
+    tx = optax.chain(optax.sgd(1.0), gen_optax.scale_by_gen(controller=GIVEN, probe=probe, every=4))
     plain = flops(jax.jit(step_fn(optax.sgd(1.0))).lower(PARAMS, optax.sgd(1.0).init(PARAMS)).compile())
     small = 8 * NUMBER  # element-wise passes over the parameters: moving and scaling them
     assert forward > 10 * NUMBER
@@ -169,21 +221,21 @@ def test_flops(name):
         assert idle - plain <= forwards * forward + 2 * small  # the branch that is not taken is counted as well
     else:
         assert 0 <= idle - plain <= small
-    if name == "map":
-        return  # XLA counts the body of a loop once
+    if probe.batching == "map":  # XLA counts the body of a loop once
+        forwards = 1
     assert abs(due - plain - forwards * forward) <= (forwards + 1) * small
 
 
 def test_exact_costs_about_three_forward_passes():
     forward = flops(jax.jit(network_loss).lower(PARAMS).compile())
-    tx = optax.chain(optax.sgd(1.0), gen_optax.scale_by_gen(0.1, gen_optax.exact(), every=4, max_change=None))
+    tx = optax.chain(optax.sgd(1.0), gen_optax.scale_by_gen(controller=GIVEN, probe=gen_optax.exact(), every=4))
     extra = flops(compiled(tx, count=3)) - flops(compiled(tx, count=1))
     assert 2 * forward < extra < 5 * forward
 
 
 def temporaries(probe, **options):
     """Bytes of scratch memory that a due step takes beyond those of the same step without a probe."""
-    tx = gen_optax.scale_by_gen(0.1, probe, max_change=None, **options)
+    tx = gen_optax.scale_by_gen(controller=GIVEN, probe=probe, **options)
     state = tx.init(PARAMS)
 
     def update(u, w, value):
@@ -204,19 +256,18 @@ def test_map_holds_one_copy_of_the_parameters_and_vmap_one_each(points):
     assert many >= (points - 1) * copy
 
 
-@pytest.mark.parametrize("name", [n for n in PROBES if n != "retrospective"])
-@pytest.mark.parametrize("smooth", ["log", "coefficients"])
-def test_the_state_is_a_few_scalars(name, smooth):
-    """Bytes of it, whatever the size of the model."""
-    state = gen_optax.scale_by_gen(0.1, PROBES[name], smooth=smooth).init(PARAMS)
-    assert sum(x.nbytes for x in jax.tree.leaves(state)) <= 80
-    assert all(x.shape == () for x in jax.tree.leaves(state))
-
-
-def test_retrospective_keeps_one_copy_and_no_more():
-    state = gen_optax.scale_by_gen(0.1, gen_optax.retrospective()).init(PARAMS)
-    large = [x for x in jax.tree.leaves(state) if x.size > 1]
-    assert sum(x.nbytes for x in large) == sum(x.nbytes for x in jax.tree.leaves(PARAMS))
+@pytest.mark.parametrize("name", PROBES)
+@pytest.mark.parametrize("controller", [GIVEN, gen_optax.balance()], ids=["algorithm_1", "balance"])
+def test_the_state_is_a_few_scalars(name, controller):
+    """Bytes of it, whatever the size of the model; and along the path one copy of the parameters and no more."""
+    probe = PROBES[name] if controller == GIVEN or PROBES[name].direction.independent else INDEPENDENT["exact"]
+    is_path = isinstance(probe.direction, gen_optax.Path)
+    leaves = jax.tree.leaves(gen_optax.scale_by_gen(controller=controller, probe=probe).init(PARAMS))
+    small = [x for x in leaves if x.shape == ()]
+    assert sum(x.nbytes for x in small) <= (48 if controller == GIVEN else 80) + 4 * is_path
+    large = [(x.shape, x.dtype) for x in leaves if x.shape != ()]
+    kept = jax.tree.leaves(PARAMS) if is_path else []
+    assert large == [(x.shape, x.dtype) for x in kept]
 
 
 def test_what_the_probe_remembers_is_overwritten_in_place():
@@ -232,28 +283,28 @@ def test_what_the_probe_remembers_is_overwritten_in_place():
     assert not copies[1]
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_the_cold_start_ends(name):
-    """At most 18 forward passes and a probe in the first call; after the search, probes at the usual rhythm."""
-    probe = KINDS[name]
-    tx = optax.chain(optax.sgd(1.0), gen_optax.scale_by_gen(probe=probe, every=10))
-    counts, state = executed(tx, 80, given=True)
-    assert 4 <= counts[0] <= 25
-    assert max(counts[1:]) <= 3
-    num_probes = gen_state(state).info.num_probes
-    late = counts[-20:]
-    if name != "exact":
-        assert sum(c > 0 for c in late) == 2
-    assert num_probes < 70
+@pytest.mark.parametrize(("name", "given"), [("retrospective", True), ("retrospective", False), ("vmap", True)])
+def test_the_cold_start_ends(name, given):
+    """At most 18 forward passes in the first call, or 19; then a probe a call; after the search the usual rhythm."""
+    tx = optax.chain(optax.sgd(1.0), gen_optax.scale_by_gen(probe=INDEPENDENT[name], every=10))
+    counts, state = executed(tx, 80, given)
+    passes = 2 if given else 3
+    assert 4 <= counts[0] <= 18 + (not given)
+    assert counts[1:51] == [passes] * 50
+    assert counts[51:] == [passes if (call + 1) % 10 == 0 else 0 for call in range(51, 80)]
+    assert gen_state(state).info.num_probes == 53
 
 
-def test_no_host_callback_and_no_python_state():
+@pytest.mark.parametrize("name", PROBES)
+def test_no_host_callback_and_no_python_state(name):
     """Pure: the step is a jaxpr without effects."""
-    for probe in PROBES.values():
-        tx = optax.chain(optax.adam(1.0), gen_optax.scale_by_gen(probe=probe))
-        jaxpr = jax.make_jaxpr(step_fn(tx))(PARAMS, tx.init(PARAMS))
-        assert not jaxpr.effects
-        assert "callback" not in str(jaxpr)
+    probe = PROBES[name]
+    tx = optax.chain(
+        optax.adam(1.0), gen_optax.scale_by_gen(probe=probe, controller=None if probe.direction.independent else GIVEN)
+    )
+    jaxpr = jax.make_jaxpr(step_fn(tx))(PARAMS, tx.init(PARAMS))
+    assert not jaxpr.effects
+    assert "callback" not in str(jaxpr)
 
 
 def test_models_side_by_side_search_once():
@@ -264,7 +315,7 @@ def test_models_side_by_side_search_once():
         jax.debug.callback(lambda _: calls.append(1), w[0])
         return jnp.sum((w - 1.0) ** 2)
 
-    tx = gen_optax.scale_by_gen(probe=gen_optax.exact(), every=10)
+    tx = gen_optax.scale_by_gen(probe=INDEPENDENT["exact"], every=10)
     models = jnp.zeros((2, 3))
 
     @jax.jit

@@ -9,12 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import KINDS, gen_state, jitted_update, train
+from helpers import KINDS, gen_state, jitted_update, settings_of, train
 
 import gen_optax
 from gen_optax import ProbeStatus
 
-GREEDY = {"every": 1, "smoothing": 0.0, "smooth": "learning_rate", "max_change": None, "sigma": 1.0}
+# Algorithm 1 with every kind of probe, and the default.
+RULES = [*((name, "algorithm_1") for name in KINDS), ("retrospective", "balance")]
+
+
+def rule(name, controller, learning_rate, **settings):
+    chosen = getattr(gen_optax, controller)(init_learning_rate=learning_rate, **settings)
+    return {"probe": KINDS[name], "controller": chosen}
 
 
 def bowl(w):
@@ -37,7 +43,7 @@ def step_fn(tx, loss_fn):
 @pytest.mark.parametrize("name", KINDS)
 def test_a_batch_whose_loss_is_not_finite(name):
     """Loss and gradient are lost now and then: the rate stays, and apply_if_finite keeps the parameters."""
-    tx = optax.apply_if_finite(gen_optax.gen(optax.adam(1.0), init_learning_rate=0.1, probe=KINDS[name], every=1), 5)
+    tx = optax.apply_if_finite(gen_optax.gen(optax.adam(1.0), **settings_of(name, 0.1), every=1), 5)
     step = step_fn(tx, lambda w, weight: jnp.sum(w**2) * weight)
     w = jnp.array([1.0, -2.0])
     state = tx.init(w)
@@ -53,21 +59,39 @@ def test_a_batch_whose_loss_is_not_finite(name):
     assert bowl(w) < 1.0
 
 
-@pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("smooth", ["learning_rate", "coefficients"])
-def test_what_is_not_finite_never_reaches_the_rate(name, smooth):
+@pytest.mark.parametrize(("name", "controller"), RULES)
+def test_what_is_not_finite_never_reaches_the_rate(name, controller):
     """Without any guard around it: whatever is broken, the rate, the averages and the next steps are not."""
-    tx = gen_optax.scale_by_gen(0.1, KINDS[name], **GREEDY | {"smooth": smooth})
+    tx = gen_optax.scale_by_gen(**rule(name, controller, 0.1), every=1)
     w = jnp.array([1.0, -2.0])
     update = jitted_update(tx, lambda w, weight: jnp.sum(w**2) * weight)
     for bad in (np.nan, np.inf):
         for weight, u in ((bad, -w), (1.0, w * bad), (bad, w * bad)):
             _, state = update(u, tx.init(w), w, value=bowl(w) * weight, grad=2 * w * weight, weight=weight)
             assert state.learning_rate == np.float32(0.1)
-            assert all(np.isfinite(a) for a in state.averages)
             assert state.info.status in (ProbeStatus.NONE, ProbeStatus.NOT_FINITE)
-            _, state = update(-w, state, w, value=bowl(w), grad=2 * w, weight=1.0)
-            assert 0 < state.learning_rate < np.inf
+            for _ in range(2):
+                _, state = update(-w, state, w, value=bowl(w), grad=2 * w, weight=1.0)
+                assert 0 < state.learning_rate < np.inf
+            assert np.all(np.isfinite(jax.tree.leaves(state.controller)))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_in_the_middle_leaves_the_averages(bad):
+    """The default in its hold: a batch that is lost is not among the losses that tell of a setback."""
+    tx = gen_optax.scale_by_gen(every=1)
+    w = jnp.array([1.0, -2.0])
+    update = jitted_update(tx, lambda w, weight: jnp.sum(w**2) * weight)
+    state = tx.init(w)
+    state = state._replace(learning_rate=jnp.float32(0.1), controller=state.controller._replace(age=jnp.int32(60)))
+    for _ in range(3):
+        updates, state = update(-w, state, w, value=bowl(w), weight=1.0)
+        w = w + updates
+    _, lost = update(-w, state, w, value=bowl(w) * bad, weight=bad)
+    assert lost.info.status == ProbeStatus.NOT_FINITE
+    assert lost.learning_rate == state.learning_rate
+    jax.tree.map(np.testing.assert_array_equal, lost.controller.losses, state.controller.losses)
+    assert np.all(np.isfinite(state.controller.losses))
 
 
 CLIFF = 2.0
@@ -78,17 +102,30 @@ def cliff(w, depth=jnp.nan):
     return jnp.where(jnp.abs(w) < CLIFF, jnp.sum((w - 1.0) ** 2), depth)
 
 
-@pytest.mark.parametrize("name", ["three points", "free slope"])
-@pytest.mark.parametrize("depth", [np.nan, np.inf])
-@pytest.mark.parametrize("smooth", ["log", "learning_rate", "coefficients"])
-def test_a_loss_that_breaks_only_at_the_candidate(name, depth, smooth):
+@pytest.mark.parametrize(
+    ("probe", "depth"),
+    [
+        (KINDS["three points"], np.nan),
+        (KINDS["three points"], np.inf),
+        (KINDS["free slope"], np.nan),
+        (KINDS["free slope"], np.inf),
+        (gen_optax.finite_difference(independent=True), np.nan),
+        (gen_optax.finite_difference(independent=True, batching="map"), np.inf),
+    ],
+)
+def test_a_loss_that_breaks_only_at_the_candidate(probe, depth):
     """The rate falls, the step is withheld, the very next call probes although none is due, and training recovers."""
-    tx = gen_optax.gen(
-        optax.sgd(1.0), init_learning_rate=30.0, probe=KINDS[name], every=2, smoothing=0.5, smooth=smooth
-    )
+    if probe.direction.independent:
+        controller = gen_optax.balance(init_learning_rate=30.0)
+    else:
+        controller = gen_optax.algorithm_1(init_learning_rate=30.0, smoothing=0.5)
+    tx = gen_optax.gen(optax.sgd(1.0), controller=controller, probe=probe, every=2)
     step = step_fn(tx, functools.partial(cliff, depth=depth))
     w = jnp.zeros(())
     state = tx.init(w)
+    if probe.direction.independent:  # in its hold
+        held = gen_state(state).controller._replace(age=jnp.int32(50))
+        state = (*state[:-1], gen_state(state)._replace(controller=held))
     # Start at a call at which a probe is due, so that no step is taken blindly.
     state = (*state[:-1], gen_state(state)._replace(count=jnp.int32(1)))
     reached, state = step(w, state)
@@ -107,11 +144,14 @@ def test_a_loss_that_breaks_only_at_the_candidate(name, depth, smooth):
 @pytest.mark.parametrize(
     "wall", [lambda w: 0 * jnp.sqrt(CLIFF - w), lambda w: jnp.exp(1e3 * (w - CLIFF))], ids=["NaN", "inf"]
 )
-@pytest.mark.parametrize("base", [optax.sgd(1.0), optax.apply_if_finite(optax.adam(1.0), 100)], ids=["sgd", "adam"])
-@pytest.mark.parametrize("every", [1, 4])
+@pytest.mark.parametrize(
+    ("base", "every"),
+    [(optax.sgd(1.0), 1), (optax.apply_if_finite(optax.adam(1.0), 100), 4)],
+    ids=["sgd", "adam"],
+)
 def test_a_step_over_the_cliff_is_taken_back(wall, base, every):
     """The retrospective probe sees it when it has happened: it goes back to where the loss was finite."""
-    tx = gen_optax.gen(base, init_learning_rate=30.0, probe=gen_optax.retrospective(), every=every, max_change=None)
+    tx = gen_optax.gen(base, **rule("retrospective", "algorithm_1", 30.0), every=every)
     step = step_fn(tx, lambda w: (w - 1.0) ** 2 + wall(w))  # beyond it the gradient is lost as well
     w = jnp.zeros(())
     state = tx.init(w)
@@ -130,14 +170,16 @@ def test_a_step_over_the_cliff_is_taken_back(wall, base, every):
 
 def test_a_cliff_without_value_is_left_again():
     """No alarm then, but no memory begins beyond the cliff either: what leads back would be lost for good."""
-    tx = gen_optax.scale_by_gen(init_learning_rate=1.0)
+    tx = gen_optax.scale_by_gen(controller=gen_optax.balance(init_learning_rate=1.0))
 
     def loss_fn(w):
         return jnp.where(w[0] > 1, jnp.nan, (w[0] - 3) ** 2)
 
     update = jax.jit(functools.partial(tx.update, jnp.array([0.3]), value_fn=loss_fn))
     w = jnp.zeros(1)
-    state = tx.init(w)._replace(count=jnp.int32(1))  # the rate is taken as given
+    state = tx.init(w)
+    found = state.controller._replace(age=jnp.int32(0))  # the rate is taken as given
+    state = state._replace(count=jnp.int32(1), controller=found)
     lost = 0
     for _ in range(200):
         updates, state = update(state, w)
@@ -149,117 +191,149 @@ def test_a_cliff_without_value_is_left_again():
 
 def test_parameters_that_are_lost_do_not_take_the_rate_along():
     """A NaN batch without any guard makes the parameters NaN, as it does in optax; the rate is not to blame."""
-    tx = gen_optax.gen(optax.sgd(1.0), init_learning_rate=0.1, probe=gen_optax.retrospective(), every=1)
+    tx = gen_optax.gen(optax.sgd(1.0), **rule("retrospective", "balance", 0.1), every=1)
     step = step_fn(tx, lambda w, weight: jnp.sum(w**2) * weight)
     w = jnp.ones(2)
     state = tx.init(w)
     for weight in (1.0, np.nan, 1.0, 1.0):
         w, state = step(w, state, weight)
     found = gen_state(state)
-    assert found.learning_rate == found.first_learning_rate or found.info.num_accepted > 0
+    assert found.learning_rate == found.controller.floor or found.info.num_accepted > 0
     assert gen_state(state).info.status == ProbeStatus.NOT_FINITE
 
 
-@pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("smooth", ["log", "learning_rate", "coefficients"])
-def test_zero_gradients(name, smooth):
-    tx = gen_optax.gen(optax.adam(1.0), init_learning_rate=0.1, probe=KINDS[name], every=1, smooth=smooth)
+@pytest.mark.parametrize(("name", "controller"), RULES)
+def test_zero_gradients(name, controller):
+    tx = gen_optax.gen(optax.adam(1.0), **rule(name, controller, 0.1), every=1)
     w, state, _, _ = train(tx, jnp.array([1.0, 2.0]), lambda w: 0.0 * jnp.sum(w) + 3.0, 5)
     assert gen_state(state).info.status == ProbeStatus.BELOW_ROUNDING
     assert gen_state(state).learning_rate == np.float32(0.1)
     np.testing.assert_array_equal(w, [1.0, 2.0])
 
 
-@pytest.mark.parametrize("name", KINDS)
+@functools.cache
+def trained_on_a_form(name, controller, **options):
+    """Six steps on `form @ (w0^2, w1^2, w0 w1, w0 + w1, 1)` at a rate of 0.01, compiled once for all forms."""
+    tx = gen_optax.gen(optax.sgd(1.0), **rule(name, controller, 0.01), every=1, **options)
+
+    def loss_fn(w, form):
+        return form @ jnp.array([w[0] ** 2, w[1] ** 2, w[0] * w[1], jnp.sum(w), 1.0])
+
+    return jax.jit(lambda start, form: train(tx, start, loss_fn, 6, form=form))
+
+
+@pytest.mark.parametrize(("name", "controller"), RULES)
 @pytest.mark.parametrize(
-    ("loss_fn", "start", "status"),
+    ("form", "start", "status"),
     [
-        (lambda w: w[0] ** 2 - w[1] ** 2, [0.1, 1.0], "NO_CURVATURE"),  # a saddle, down the ridge
-        (lambda w: 1 - jnp.sum(w**2), [0.1, 1.0], "NO_CURVATURE"),  # a dome
-        (lambda w: jnp.sum(w) + 10.0, [0.1, 1.0], "NO_CURVATURE"),  # a plane
-        (lambda w: w[0] * w[1] + 1.0, [1.0, 1.0], "ACCEPTED"),
+        ([1.0, -1.0, 0.0, 0.0, 0.0], [0.1, 1.0], "NO_CURVATURE"),  # a saddle, down the ridge
+        ([-1.0, -1.0, 0.0, 0.0, 1.0], [0.1, 1.0], "NO_CURVATURE"),  # a dome
+        ([0.0, 0.0, 0.0, 1.0, 10.0], [0.1, 1.0], "NO_CURVATURE"),  # a plane
+        ([0.0, 0.0, 1.0, 0.0, 1.0], [1.0, 1.0], "ACCEPTED"),
     ],
     ids=["saddle", "dome", "plane", "valley"],
 )
-def test_saddles_domes_and_planes(name, loss_fn, start, status):
-    """No minimum in sight: a known rate on the own batch stays; an independent verdict may raise it, in bounds."""
-    options = {"every": 1, "max_change": None, "max_learning_rate": 0.05}
-    tx = gen_optax.gen(optax.sgd(1.0), init_learning_rate=0.01, probe=KINDS[name], **options)
-    w, state, _, states = train(tx, jnp.array(start), loss_fn, 6)
+def test_saddles_domes_and_planes(name, controller, form, start, status):
+    """No minimum in sight: the rate of Algorithm 1 stays; the default may raise it, in bounds."""
+    run = trained_on_a_form(name, controller, max_learning_rate=0.05)
+    w, state, _, states = run(jnp.array(start), jnp.array(form))
     found = gen_state(states).info.status[2:]
     # A plane's curvature is pure rounding, which may be too small for the finite difference to tell from none.
     assert all(ProbeStatus(int(s)).name == status for s in found)
     assert np.all(np.isfinite(w))
-    if status == "NO_CURVATURE" and name != "retrospective":
+    if status == "NO_CURVATURE" and controller == "algorithm_1":
         assert state[-1].learning_rate == np.float32(0.01)
     assert 0 < state[-1].learning_rate <= np.float32(0.05)
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_ascent_directions(name):
+@pytest.mark.parametrize(("name", "controller"), RULES)
+def test_ascent_directions(name, controller):
     """Updates with the wrong sign: not believed, never a negative rate."""
-    tx = gen_optax.gen(optax.sgd(-1.0), init_learning_rate=0.01, probe=KINDS[name], every=1)
+    tx = gen_optax.gen(optax.sgd(-1.0), **rule(name, controller, 0.01), every=1)
     w, state, _, states = train(tx, jnp.ones(2), bowl, 6)
     assert all(gen_state(states).info.status[1:] == ProbeStatus.ASCENT)
     assert 0 < gen_state(state).learning_rate <= np.float32(0.01)
+    if controller == "algorithm_1":
+        assert gen_state(state).learning_rate == np.float32(0.01)
     assert np.all(np.isfinite(w))
 
 
-@pytest.mark.parametrize("name", KINDS)
+@functools.cache
+def trained_in_a_unit(name, rate):
+    tx = optax.chain(optax.sign_sgd(1.0), gen_optax.scale_by_gen(**settings_of(name, rate), every=1, num_steps=60))
+
+    def loss_fn(w, unit):
+        return unit * (bowl(w) + 1.0)
+
+    return jax.jit(lambda unit: train(tx, jnp.array([1.0, -1.0]), loss_fn, 60, grad=True, unit=unit))
+
+
+@pytest.mark.parametrize(("name", "rate"), [*((name, 0.01) for name in KINDS), ("retrospective", None)])
 @pytest.mark.parametrize("log_unit", [-30, 30])
-def test_losses_of_1e30_and_1e_minus_30(name, log_unit):
+def test_losses_of_1e30_and_1e_minus_30(name, rate, log_unit):
     """From a known rate that is ten times too small, and with none at all, on a loss in any unit."""
-    unit = 10.0**log_unit
-
-    def loss_fn(w):
-        return jnp.float32(unit) * (jnp.sum(w**2) + 1.0)
-
-    base = optax.sign_sgd(1.0)
-    for rate in (0.01, None):
-        tx = optax.chain(base, gen_optax.scale_by_gen(rate, KINDS[name], every=1, num_steps=60))
-        w, state, losses, _ = train(tx, jnp.array([1.0, -1.0]), loss_fn, 60, grad=True)
-        assert np.all(np.isfinite(losses))
-        assert np.all(np.isfinite(w))
-        assert gen_state(state).info.num_accepted > 0
-        assert bowl(w) < 0.5, rate
+    w, state, losses, _ = trained_in_a_unit(name, rate)(jnp.float32(10.0**log_unit))
+    assert np.all(np.isfinite(losses))
+    assert np.all(np.isfinite(w))
+    assert gen_state(state).info.num_accepted > 0
+    assert bowl(w) < 0.5
 
 
 @hypothesis.given(
     losses=st.lists(st.floats(width=32, allow_subnormal=False), min_size=3, max_size=3),
     value=st.floats(width=32),
     log_rate=st.floats(-12, 6),
-    smooth=st.sampled_from(["log", "learning_rate", "coefficients"]),
-    max_change=st.sampled_from([None, 2.0]),
+    controller=st.sampled_from(["algorithm_1", "clamped", "balance"]),
+    age=st.sampled_from([0, 20, 60]),
 )
 @hypothesis.settings(max_examples=200)
-def test_any_losses_at_the_candidates(losses, value, log_rate, smooth, max_change):
+def test_any_losses_at_the_candidates(losses, value, log_rate, controller, age):
     """NaN, infinities, both ends of float32: the rate stays finite and positive."""
-    state = candidate_losses(smooth, max_change)(
-        jnp.array(losses, jnp.float32), jnp.float32(value), jnp.float32(10.0**log_rate)
+    state = candidate_losses(controller)(
+        jnp.array(losses, jnp.float32), jnp.float32(value), jnp.float32(10.0**log_rate), jnp.int32(age)
     )
     assert 0 < state.learning_rate < np.inf
     assert 0 <= state.applied_learning_rate < np.inf
-    assert all(np.isfinite(a) for a in state.averages)
     assert not state.info.accepted or np.all(np.isfinite([losses[0], losses[2], value]))
+    remembered = np.array(jax.tree.leaves(state.controller))
+    assert np.all(np.isfinite(remembered)) or (not np.isfinite(state.info.value) and not np.any(np.isnan(remembered)))
 
 
 @functools.cache
-def candidate_losses(smooth, max_change):
-    def run(losses, value, rate):
+def candidate_losses(controller):
+    make = {
+        "algorithm_1": functools.partial(gen_optax.algorithm_1, smoothing=0.0),
+        "clamped": functools.partial(gen_optax.algorithm_1, smoothing=0.0, clamp=2.0),
+        "balance": gen_optax.balance,
+    }[controller]
+
+    def run(losses, value, rate, age):
         def value_fn(w):
             return jnp.where(w < -0.5, losses[0], jnp.where(w > 0.5, losses[2], losses[1]))
 
-        tx = gen_optax.scale_by_gen(
-            rate, gen_optax.finite_difference(), **GREEDY | {"smooth": smooth, "max_change": max_change}
-        )
+        probe = gen_optax.finite_difference(independent=controller == "balance")
+        tx = gen_optax.scale_by_gen(controller=make(init_learning_rate=rate), probe=probe, every=1)
         w = jnp.zeros(())
-        return tx.update(1 / rate, tx.init(w), w, value_fn=value_fn, value=value)[1]
+        state = tx.init(w)
+        if controller == "balance":
+            state = state._replace(controller=state.controller._replace(age=age))
+        return tx.update(1 / rate, state, w, value_fn=value_fn, value=value)[1]
 
     return jax.jit(run)
 
 
-@pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize(("rate", "integers"), [(0.1, "zeros"), (0.1, "float0"), (None, "zeros")])
+@pytest.mark.parametrize(
+    ("name", "rate", "integers"),
+    [
+        ("three points", 0.1, "zeros"),
+        ("three points", 0.1, "float0"),
+        ("free slope", 0.1, "float0"),
+        ("exact", 0.1, "zeros"),
+        ("exact", 0.1, "float0"),
+        ("retrospective", None, "zeros"),
+        ("retrospective", 0.1, "float0"),
+    ],
+)
 def test_integer_empty_and_none_leaves(name, rate, integers):
     """Left alone, whatever the gradient convention: zeros, or float0 from allow_int."""
     params = {"w": jnp.array([1.0, -1.0]), "n": jnp.array([3, 4]), "empty": jnp.zeros((0, 2)), "none": None}
@@ -267,7 +341,7 @@ def test_integer_empty_and_none_leaves(name, rate, integers):
     def loss_fn(p):
         return jnp.sum(p["w"] ** 2) * jnp.sum(p["n"]) / 7 + jnp.sum(p["empty"])
 
-    tx = gen_optax.scale_by_gen(rate, KINDS[name], every=1)
+    tx = gen_optax.scale_by_gen(**settings_of(name, rate), every=1)
 
     def step(carry, _):
         params, state = carry
@@ -291,20 +365,27 @@ def test_integer_empty_and_none_leaves(name, rate, integers):
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("params", [{}, {"a": None}, {"n": jnp.arange(3)}], ids=["nothing", "none", "integers"])
 def test_nothing_to_train(name, params):
-    tx = gen_optax.scale_by_gen(None, KINDS[name], every=1)
+    tx = gen_optax.scale_by_gen(**settings_of(name), every=1)
     zeros = jax.tree.map(jnp.zeros_like, params)
     update = jitted_update(tx, lambda p: jnp.float32(3.0))
     state = tx.init(params)
     for _ in range(2):
         updates, state = update(zeros, state, params, value=jnp.float32(3.0), grad=zeros)
     jax.tree.map(np.testing.assert_array_equal, updates, zeros)
-    assert state.learning_rate == 0
+    assert state.learning_rate == (0 if name == "retrospective" else np.float32(1e-3))
     assert state.info.status == ProbeStatus.BELOW_ROUNDING
 
 
-@pytest.mark.parametrize("name", [n for n in KINDS if n != "free slope"])
-@pytest.mark.parametrize("rate", [0.01, None])
-@pytest.mark.parametrize("value", [True, False])
+@pytest.mark.parametrize(
+    ("name", "rate", "value"),
+    [
+        ("three points", 0.01, True),
+        ("three points", 0.01, False),
+        ("exact", 0.01, True),
+        ("retrospective", 0.01, False),
+        ("retrospective", None, True),
+    ],
+)
 def test_complex_parameters(name, rate, value):
     """The conjugate goes into the base, as ever in JAX: b and A are those of the real and imaginary parts."""
     centre = jnp.array([1.0 + 2.0j, -1.0j])
@@ -312,7 +393,7 @@ def test_complex_parameters(name, rate, value):
     def loss_fn(w):
         return jnp.sum(jnp.abs(w - centre) ** 2 * jnp.array([1.0, 3.0]))
 
-    tx = gen_optax.gen(optax.sgd(1.0), init_learning_rate=rate, probe=KINDS[name], every=1)
+    tx = gen_optax.gen(optax.sgd(1.0), **settings_of(name, rate), every=1)
 
     @jax.jit
     def step(w, state):
@@ -324,14 +405,13 @@ def test_complex_parameters(name, rate, value):
     w = jnp.zeros(2, jnp.complex64)
     state = tx.init(w)
     w1, state = step(w, state)
-    if rate is not None:
-        _, second = step(w1, state)
-        # G = 2 (w - c) k: b = |G|^2, A = 2 sum k |G|^2, by the real algebra; the same step for all probes.
-        g = 2 * np.array([1.0, 3.0]) * np.abs(np.asarray(centre)) ** 1
-        b, a = np.sum(g**2), 2 * np.sum(np.array([1.0, 3.0]) * g**2)
-        info = gen_state(second if name == "retrospective" else state).info
-        np.testing.assert_allclose(info.slope, b, rtol=1e-3)
-        np.testing.assert_allclose(info.curvature, a, rtol=2e-2)
+    _, second = step(w1, state)
+    # G = 2 (w - c) k: b = |G|^2, A = 2 sum k |G|^2, by the real algebra; the same step for all probes.
+    g = 2 * np.array([1.0, 3.0]) * np.abs(np.asarray(centre)) ** 1
+    b, a = np.sum(g**2), 2 * np.sum(np.array([1.0, 3.0]) * g**2)
+    info = gen_state(second if name == "retrospective" else state).info
+    np.testing.assert_allclose(info.slope, b, rtol=1e-3)
+    np.testing.assert_allclose(info.curvature, a, rtol=2e-2)
     for _ in range(100):
         w, state = step(w, state)
     assert w.dtype == jnp.complex64
@@ -351,20 +431,20 @@ def test_complex_parameters(name, rate, value):
 )
 def test_losses_that_are_no_real_scalar(name, loss, message):
     w = jnp.ones(3)
-    tx = gen_optax.scale_by_gen(0.1, KINDS[name])
+    tx = gen_optax.scale_by_gen(**settings_of(name))
     with pytest.raises(ValueError, match=message):
-        tx.update(-w, tx.init(w), w, value_fn=loss, grad=w)
+        jitted_update(tx, loss)(-w, tx.init(w), w, grad=w)
 
 
 def test_a_value_that_is_no_real_scalar():
     w = jnp.ones(3)
-    tx = gen_optax.scale_by_gen(0.1)
+    tx = gen_optax.scale_by_gen()
     with pytest.raises(ValueError, match=r"value must be a real scalar.*shape \(3,\)"):
         tx.update(-w, tx.init(w), w, value=w, value_fn=bowl)
 
 
 def test_a_value_with_aux_says_what_to_pass():
-    tx = gen_optax.scale_by_gen(0.1)
+    tx = gen_optax.scale_by_gen()
     with pytest.raises(ValueError, match=r"value must be a real scalar loss, got a tuple. .* pass loss alone"):
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2), value=(1.0, {"accuracy": 1.0}), value_fn=bowl)
 
@@ -373,7 +453,7 @@ def test_value_fn_may_name_value_and_grad():
     def value_fn(w, value, grad):
         return bowl(w) + 0 * value + 0 * jnp.sum(grad)
 
-    tx = gen_optax.scale_by_gen(0.1, every=1)
+    tx = gen_optax.scale_by_gen(every=1)
     tx.update(-jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2), value=2.0, grad=jnp.ones(2), value_fn=value_fn)
 
 
@@ -400,11 +480,42 @@ def test_an_error_inside_value_fn_comes_through_unchanged():
         raise KeyError("mine")
 
     w = jnp.ones(3)
-    tx = gen_optax.scale_by_gen(0.1)
+    tx = gen_optax.scale_by_gen()
     with pytest.raises(KeyError, match="mine"):
         tx.update(-w, tx.init(w), w, value_fn=value_fn)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"every": 0}, "every must be a whole number of at least 1, got 0"),
+        ({"every": 2.5}, r"every.*got 2\.5"),
+        ({"every": True}, "every.*got True"),
+        ({"num_steps": 0}, "num_steps must be a whole number of at least 1.*got 0"),
+        ({"num_steps": 10.0}, r"num_steps.*got 10\.0"),
+        ({"decay": 0.5}, "decay must be an optax schedule"),
+        ({"min_learning_rate": 0.0}, "min_learning_rate must be a positive number"),
+        ({"max_learning_rate": -1.0}, "max_learning_rate must be a positive number"),
+        ({"max_learning_rate": np.inf}, "max_learning_rate must be a positive number, got inf"),
+        ({"min_learning_rate": 1.0, "max_learning_rate": 0.1}, r"must not exceed max_learning_rate, got 1\.0 and 0\.1"),
+        ({"value_fn": 3}, "value_fn must be a function of the parameters"),
+        ({"probe": "exact"}, r"probe must be a gen_optax\.Probe such as .*, got 'exact'"),
+        ({"probe": gen_optax.exact}, r"probe must be a gen_optax\.Probe such as"),
+        ({"probe": gen_optax.balance()}, r"probe must be a gen_optax\.Probe such as .*, got Balance"),
+        ({"controller": "balance"}, r"controller must be a gen_optax\.Controller such as .*, got 'balance'"),
+        ({"controller": gen_optax.balance}, r"controller must be a gen_optax\.Controller such as"),
+        ({"controller": 1e-3}, r"controller must be a gen_optax\.Controller such as .*, got 0\.001"),
+        ({"probe": gen_optax.finite_difference()}, r"balance cannot use .*independent=True.*algorithm_1\(\)"),
+        ({"probe": gen_optax.exact(), "num_steps": 9}, r"balance cannot use .*independent=True.*algorithm_1\(\)"),
+    ],
+)
+def test_bad_settings(settings, message):
+    for make in (gen_optax.scale_by_gen, functools.partial(gen_optax.gen, optax.sgd(1.0)), gen_optax.gen_adamw):
+        with pytest.raises(ValueError, match=message):
+            make(**settings)
+
+
+@pytest.mark.parametrize("make", [gen_optax.algorithm_1, gen_optax.balance])
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -414,36 +525,58 @@ def test_an_error_inside_value_fn_comes_through_unchanged():
         ({"init_learning_rate": "0.1"}, "got '0.1'"),
         ({"init_learning_rate": True}, "got True"),
         ({"init_learning_rate": optax.constant_schedule(0.1)}, "init_learning_rate must be a positive number"),
-        ({"every": 0}, "every must be a whole number of at least 1, got 0"),
-        ({"every": 2.5}, r"every.*got 2\.5"),
-        ({"every": None}, "every must be"),
         ({"smoothing": 1.0}, r"smoothing must be in \[0, 1\), got 1\.0"),
         ({"smoothing": -0.1}, r"smoothing.*got -0\.1"),
         ({"smoothing": None}, "smoothing must be"),
-        ({"smooth": "eta"}, r'smooth must be "learning_rate", "log" or "coefficients", got \'eta\''),
-        ({"smooth": None}, "smooth must be"),
-        ({"max_change": 1.0}, r"max_change must be greater than 1.*got 1\.0"),
-        ({"max_change": np.inf}, "max_change.*None for no clamp, got inf"),
-        ({"sigma": 0}, "sigma must be a positive number, got 0"),
-        ({"num_steps": 0}, "num_steps must be a whole number of at least 1.*got 0"),
-        ({"num_steps": 10.0}, r"num_steps.*got 10\.0"),
-        ({"decay": 0.5}, "decay must be an optax schedule"),
-        ({"min_learning_rate": 0.0}, "min_learning_rate must be a positive number"),
-        ({"max_learning_rate": -1.0}, "max_learning_rate must be a positive number"),
-        ({"min_learning_rate": 1.0, "max_learning_rate": 0.1}, r"must not exceed max_learning_rate, got 1\.0 and 0\.1"),
-        ({"value_fn": 3}, "value_fn must be a function of the parameters"),
-        ({"probe": "exact"}, r"probe must be finite_difference\(\.\.\.\), exact\(\.\.\.\) or retrospective\(\)"),
-        ({"probe": gen_optax.exact}, "probe must be"),
     ],
 )
-def test_bad_settings(settings, message):
-    for make in (gen_optax.scale_by_gen, functools.partial(gen_optax.gen, optax.sgd(1.0)), gen_optax.gen_adamw):
-        with pytest.raises(ValueError, match=message):
-            make(**settings)
+def test_bad_settings_of_both_controllers(make, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"init_learning_rate": None}, "init_learning_rate must be a positive number, got None"),
+        ({"clamp": 1.0}, r"clamp must be greater than 1, or None for no clamp, got 1\.0"),
+        ({"clamp": np.inf}, "clamp.*got inf"),
+    ],
+)
+def test_bad_settings_of_algorithm_1(settings, message):
+    with pytest.raises(ValueError, match=message):
+        gen_optax.algorithm_1(**settings)
+
+
+@pytest.mark.parametrize(
+    ("names", "values", "message"),
+    [
+        (
+            ["sigma", "search_sigma", "memory", "first_fraction", "least_given", "setback"],
+            [0, -1.0],
+            "a positive number",
+        ),
+        (["setback_errors", "change_errors"], [np.nan, "1"], "a number"),
+        (["search_probes", "setback_probes"], [-1, 2.5, None], "a whole number"),
+        (["max_weight"], [1.0, -0.5], r"in \[0, 1\)"),
+        (["max_change"], [1.0, 0.5, None, np.inf], "greater than 1"),
+    ],
+)
+def test_bad_settings_of_balance(names, values, message):
+    for name in names:
+        for value in values:
+            with pytest.raises(ValueError, match=f"{name} must be {message}.*, got {value!r}"):
+                gen_optax.balance(**{name: value})
+
+
+def test_a_search_or_a_watch_may_begin_at_once():
+    gen_optax.balance(search_probes=0, setback_probes=0)
 
 
 def test_numpy_numbers_are_numbers():
-    gen_optax.scale_by_gen(np.float32(0.1), every=np.int64(2), smoothing=np.float64(0.5), num_steps=np.int32(7))
+    gen_optax.scale_by_gen(every=np.int64(2), num_steps=np.int32(7), max_learning_rate=np.float32(0.1))
+    gen_optax.algorithm_1(init_learning_rate=np.float32(0.1), smoothing=np.float64(0.5), clamp=np.float32(2))
+    gen_optax.balance(init_learning_rate=np.float32(0.1), search_probes=np.int64(3), sigma=np.float64(1.5))
 
 
 def test_a_step_of_length_zero_leaves_no_nan_in_info():
@@ -462,7 +595,7 @@ def test_a_step_of_length_zero_leaves_no_nan_in_info():
 @pytest.mark.parametrize("name", KINDS)
 def test_debug_nans_in_a_healthy_run(name):
     """jax_debug_nans hunts the user's NaN: it must not find one of ours, jitted or not."""
-    tx = gen_optax.gen(optax.sgd(1.0, 0.9), probe=KINDS[name], every=2, num_steps=10)
+    tx = gen_optax.gen(optax.sgd(1.0, 0.9), **settings_of(name), every=2, num_steps=10)
     with jax.debug_nans(True):
         step = step_fn(tx, bowl)
         w = jnp.array([1.0, -2.0])

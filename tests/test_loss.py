@@ -12,7 +12,7 @@ import pytest
 from helpers import flat, network, network_loss, numpy_network_loss, random_quadratic
 
 import gen_optax
-from gen_optax import _loss
+from gen_optax import _loss, _tree
 
 
 @pytest.mark.parametrize("batching", ["vmap", "map"])
@@ -92,8 +92,13 @@ def test_the_candidate_is_where_apply_updates_leads():
     for dtype in (jnp.bfloat16, jnp.float16, jnp.float32):
         w, u = jnp.asarray(rng.normal(size=99), dtype), jnp.asarray(rng.normal(size=99), dtype)
         reached = optax.apply_updates(w, jnp.float32(0.37) * u.astype(jnp.float32))
-        np.testing.assert_array_equal(_loss.step_along(w, u, jnp.float32(0.37)), reached)
+        np.testing.assert_array_equal(_tree.step_along(w, u, jnp.float32(0.37)), reached)
         assert reached.dtype == dtype
+
+
+def bound(value_fn, extra_args):
+    """The loss that `update` makes of a `value_fn` and extra arguments."""
+    return _loss.arguments(extra_args, value_fn)[0]
 
 
 def test_only_what_value_fn_names_is_handed_on():
@@ -103,7 +108,7 @@ def test_only_what_value_fn_names_is_handed_on():
         seen.update(batch=batch, scale=scale, flag=flag)
         return jnp.sum(params)
 
-    loss = _loss.bind(value_fn, {"batch": 1, "scale": 3.0, "unknown": 4, "params": 5})
+    loss = bound(value_fn, {"batch": 1, "scale": 3.0, "unknown": 4, "params": 5})
     assert loss(jnp.ones(2)) == 2
     assert seen == {"batch": 1, "scale": 3.0, "flag": "default"}
 
@@ -116,7 +121,7 @@ def test_the_first_argument_may_have_any_name():
         seen.update(rest, y=y)
         return jnp.sum(x)
 
-    assert _loss.bind(value_fn, {"x": jnp.zeros(3), "y": 1, "z": 2})(jnp.ones(3)) == 3
+    assert bound(value_fn, {"x": jnp.zeros(3), "y": 1, "z": 2})(jnp.ones(3)) == 3
     assert seen == {"y": 1}
 
 
@@ -138,7 +143,7 @@ class _Callable:
     ids=["aux", "partial", "keyword partial", "jit", "checkpoint", "object"],
 )
 def test_every_kind_of_callable(value_fn):
-    assert _loss.bind(value_fn, {"batch": 3.0})(jnp.ones(2)) == 6
+    assert bound(value_fn, {"batch": 3.0})(jnp.ones(2)) == 6
 
 
 def test_a_missing_argument_is_named():
@@ -146,9 +151,9 @@ def test_a_missing_argument_is_named():
         return jnp.sum(params)
 
     with pytest.raises(ValueError, match=r"arguments images, labels.*\n.*tx\.update\(grads"):
-        _loss.bind(value_fn, {})
+        bound(value_fn, {})
     with pytest.raises(ValueError, match=r"argument labels,"):
-        _loss.bind(value_fn, {"images": 1})
+        bound(value_fn, {"images": 1})
 
 
 @pytest.mark.parametrize(
@@ -169,10 +174,10 @@ def test_a_loss_that_is_no_real_scalar(value, remedy):
 
 def test_inner_products_do_not_overflow_in_half_precision():
     a = jnp.full(1000, 200.0, jnp.float16)
-    np.testing.assert_allclose(_loss.inner_product([a], [a]), 4e7, rtol=1e-6)
-    assert _loss.inner_product([a], [a]).dtype == jnp.float32
+    np.testing.assert_allclose(_tree.inner_product([a], [a]), 4e7, rtol=1e-6)
+    assert _tree.inner_product([a], [a]).dtype == jnp.float32
 
 
 @pytest.mark.parametrize(("largest", "power"), [(1.0, 1.0), (3.0, 2.0), (0.3, 0.25), (0.0, 1.0), (1e30, 2.0**99)])
 def test_power_of_two(largest, power):
-    assert _loss.power_of_two([jnp.array([0.0, -largest]), jnp.zeros(0), jnp.array(7)]) == power
+    assert _tree.power_of_two([jnp.array([0.0, -largest]), jnp.zeros(0), jnp.array(7)]) == power

@@ -7,9 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import PROBES, gen_state, network, network_loss, train
+from helpers import KINDS, gen_state, greedy, network, network_loss, settings_of, train
 
 import gen_optax
+
+# Each probe with Algorithm 1 at a known rate, and the default, which has to find one first.
+RULES = {
+    name: {"probe": probe, "controller": gen_optax.algorithm_1(init_learning_rate=1e-2), "every": 4}
+    for name, probe in KINDS.items()
+} | {"default": {}}
 
 WIDTH, RANK = 256, 2  # the frozen matrix has 256 KiB, an adapter 4
 FROZEN_BYTES = 4 * WIDTH * WIDTH
@@ -54,10 +60,9 @@ def compiled_lora(name, where):
     """The compiled step with a probe inside or outside of the partition, or of the base alone."""
     params, batch, labels = lora()
     base = optax.adam(1.0)
-    options = dict(probe=PROBES.get(name), init_learning_rate=1e-2, every=4, max_change=None)
     tx = {
-        "inside": lambda: freezing(gen_optax.gen(base, **options), labels),
-        "outside": lambda: gen_optax.gen(freezing(base, labels), **options),
+        "inside": lambda: freezing(gen_optax.gen(base, **RULES[name]), labels),
+        "outside": lambda: gen_optax.gen(freezing(base, labels), **RULES[name]),
         "base": lambda: freezing(base, labels),
     }[where]()
     state = tx.init(params)
@@ -73,7 +78,7 @@ def frozen_copies(name, where):
     return extra / FROZEN_BYTES
 
 
-@pytest.mark.parametrize("name", PROBES)
+@pytest.mark.parametrize("name", RULES)
 def test_lora_trains_the_adapter_alone_without_a_copy_of_the_matrix(name):
     params, state, batch, step = compiled_lora(name, "inside")
     start, matrix = lora_loss(params, **batch), np.asarray(params["matrix"])
@@ -86,7 +91,7 @@ def test_lora_trains_the_adapter_alone_without_a_copy_of_the_matrix(name):
     assert sum(x.nbytes for x in jax.tree.leaves(state)) < FROZEN_BYTES / 2
 
 
-@pytest.mark.parametrize(("name", "copies"), [("three points", 2), ("retrospective", 1)])
+@pytest.mark.parametrize(("name", "copies"), [("three points", 2), ("retrospective", 1), ("default", 1)])
 def test_outside_of_the_partition_frozen_leaves_are_copied(name, copies):
     """What the guide says, and the measure by which the test above can fail."""
     assert frozen_copies(name, "outside") >= 0.9 * copies
@@ -120,8 +125,9 @@ def test_bitfit():
 def test_one_learning_rate_per_group():
     """Two transformations, each of which probes its own part; the masks are prefixes of the tree."""
     params, batch = network()
+    options = {"controller": gen_optax.algorithm_1(), "probe": gen_optax.exact(), "every": 2}
     tx = optax.partition(
-        {"first": gen_optax.gen_sgd(probe=gen_optax.exact()), "second": gen_optax.gen_adam(probe=gen_optax.exact())},
+        {"first": gen_optax.gen_sgd(**options), "second": gen_optax.gen_adam(**options)},
         {"layer0": "first", "layer1": "second"},
     )
     state, step = tx.init(params), jax.jit(step_of(tx, network_loss))
@@ -149,11 +155,11 @@ def test_frozen_parameters_as_an_extra_argument():
     assert set(params) == {"down", "up"}
 
 
-@pytest.mark.parametrize("name", PROBES)
+@pytest.mark.parametrize("name", KINDS)
 def test_a_masked_loss_says_how_to_unmask_it(name):
     """The note reaches whoever reads the traceback, whatever went wrong first."""
     params, batch, labels = lora()
-    tx = freezing(gen_optax.gen(optax.sgd(1.0), probe=PROBES[name]), labels)
+    tx = freezing(gen_optax.gen(optax.sgd(1.0), **settings_of(name)), labels)
     with pytest.raises(TypeError) as caught:
         jax.jit(step_of(tx, lora_loss, unmask=False))(params, tx.init(params), batch)
     notes = "\n".join(caught.value.__notes__)
@@ -170,7 +176,7 @@ def test_unmasked_value_fn_keeps_the_names_of_its_arguments():
 
     masked = {"layer0": optax.MaskedNode(), "layer1": params["layer1"]}
     expected = network_loss(params, **batch)
-    tx = gen_optax.scale_by_gen(0.1, gen_optax.exact(), every=1)
+    tx = gen_optax.scale_by_gen(probe=gen_optax.exact(), **greedy(0.1))
 
     @functools.partial(jax.jit, static_argnums=0)
     def probe(value_fn):

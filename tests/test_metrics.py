@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from helpers import train
+from helpers import greedy, train
 
 import gen_optax
 
@@ -17,9 +17,12 @@ def loss_fn(w):
     return jnp.sum((w - 3.0) ** 2)
 
 
+def at_rate(rate):
+    return gen_optax.scale_by_gen(controller=gen_optax.algorithm_1(init_learning_rate=rate))
+
+
 def test_python_numbers_of_a_trained_state():
-    options = {"init_learning_rate": 0.25, "max_change": None, "every": 1, "smoothing": 0.0, "num_steps": 4}
-    tx = gen_optax.gen_sgd(probe=gen_optax.exact(), **options)
+    tx = gen_optax.gen_sgd(probe=gen_optax.exact(), num_steps=4, **greedy(0.25))
     _, state, _, _ = train(tx, jnp.zeros(2), loss_fn, 1)
     found = gen_optax.metrics(state)
     assert set(found) == NAMES
@@ -46,19 +49,19 @@ def test_python_numbers_of_a_trained_state():
     ],
 )
 def test_any_nesting(wrap):
-    state = wrap(gen_optax.scale_by_gen(0.5)).init(jnp.zeros(3))
+    state = wrap(at_rate(0.5)).init(jnp.zeros(3))
     assert gen_optax.metrics({"epoch": 3, "optimizer": [state]})["learning_rate"] == 0.5
 
 
 def test_several_states_are_numbered():
-    states = [gen_optax.scale_by_gen(rate).init(jnp.zeros(3)) for rate in (0.5, 0.25)]
+    states = [at_rate(rate).init(jnp.zeros(3)) for rate in (0.5, 0.25)]
     found = gen_optax.metrics(states)
     assert set(found) == {f"{i}/{name}" for i in (0, 1) for name in NAMES}
     assert (found["0/learning_rate"], found["1/learning_rate"]) == (0.5, 0.25)
 
 
 def test_inside_jit_and_scan():
-    state = gen_optax.scale_by_gen(0.5).init(jnp.zeros(3))
+    state = at_rate(0.5).init(jnp.zeros(3))
     found = jax.jit(gen_optax.metrics)(state)
     assert found["learning_rate"] == 0.5
     _, found = jax.lax.scan(lambda s, _: (s, gen_optax.metrics(s)), state, length=3)
@@ -67,7 +70,7 @@ def test_inside_jit_and_scan():
 
 def test_of_models_trained_side_by_side():
     """A state under vmap holds vectors; metrics hands them on."""
-    state = jax.vmap(gen_optax.scale_by_gen(0.5).init)(jnp.zeros((4, 3)))
+    state = jax.vmap(at_rate(0.5).init)(jnp.zeros((4, 3)))
     assert gen_optax.metrics(state)["learning_rate"].shape == (4,)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import flat, gen_state, network, network_loss, numpy_network_loss
+from helpers import flat, gen_state, network, network_loss, numpy_network_loss, settings_of
 
 import gen_optax
 
@@ -50,11 +50,11 @@ def test_aux_is_dropped_and_one_microbatch_is_held_at_a_time():
     assert set(shapes) == {(8,)}
 
 
-@pytest.mark.parametrize("probe", [gen_optax.finite_difference(), gen_optax.exact(), gen_optax.retrospective()])
-def test_as_the_value_fn_of_an_accumulated_gradient(probe):
+@pytest.mark.parametrize("name", ["three points", "exact", "retrospective"])
+def test_as_the_value_fn_of_an_accumulated_gradient(name):
     """The learning rates are those of the whole batch."""
     params, batch = network()
-    tx = gen_optax.gen(optax.sgd(1.0), init_learning_rate=0.1, probe=probe, every=1)
+    tx = gen_optax.gen(optax.sgd(1.0), every=1, **settings_of(name, 0.1))
     rates = []
     for value_fn in (functools.partial(network_loss, **batch), gen_optax.mean_value_fn(loss_fn, split(batch, 4))):
         w, state = params, tx.init(params)

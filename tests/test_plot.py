@@ -1,5 +1,7 @@
 """What the pictures draw: positions and counts, not pixels."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import matplotlib
@@ -52,9 +54,15 @@ def legend(ax):
     return [text.get_text() for text in ax.get_legend().get_texts()]
 
 
-def trained(tx, steps=30):
+@functools.cache
+def trained():
+    """The states of the default optimizer after each of 30 steps, stacked."""
     params, batch = network()
-    return train(tx, params, network_loss, steps, **batch)
+    return train(gen_optax.gen_adamw(num_steps=30), params, network_loss, 30, **batch)[-1]
+
+
+def at(states, i):
+    return jax.tree.map(lambda x: x[i], states)
 
 
 def test_trace_of_accepted_probes():
@@ -143,9 +151,8 @@ def test_a_history_that_starts_in_the_middle_does_not_invent_a_probe():
 
 
 def test_every_form_of_a_history_draws_the_same():
-    tx = gen_optax.gen_adamw(num_steps=30)
-    *_, states = trained(tx)
-    one_by_one = [jax.tree.map(lambda x, i=i: x[i], states) for i in range(30)]
+    states = trained()
+    one_by_one = [at(states, i) for i in range(30)]
     forms = {
         "arrays": gen_optax.metrics(states),
         "traced arrays": {name: jnp.asarray(x) for name, x in gen_optax.metrics(states).items()},
@@ -165,8 +172,8 @@ def test_every_form_of_a_history_draws_the_same():
 
 
 def test_infos_show_the_probes_without_a_rate():
-    *_, states = trained(gen_optax.gen_adamw(num_steps=30))
-    infos = [jax.tree.map(lambda x, i=i: x[i], gen_state(states).info) for i in range(30)]
+    states = trained()
+    infos = [at(gen_state(states).info, i) for i in range(30)]
     expected = lines(plot.learning_rate(gen_state(states)))
     for form in (infos, gen_state(states).info):
         drawn = lines(plot.learning_rate(form))
@@ -232,9 +239,7 @@ def test_parabola_of_a_history_is_the_last():
 
 
 def test_parabola_of_a_real_info():
-    *_, states = trained(gen_optax.gen_adamw(num_steps=30), steps=5)
-    info = jax.tree.map(lambda x: x[-1], gen_state(states).info)
-    assert "fitted parabola" in legend(plot.parabola(info))[0]
+    assert "fitted parabola" in legend(plot.parabola(at(gen_state(trained()).info, 4)))[0]
 
 
 def test_parabola_needs_both_or_none():
@@ -262,7 +267,8 @@ def test_decrease_of_probes_ahead_is_that_of_their_own_step():
         return jnp.sum(jnp.array([1.0, 3.0, 10.0]) * w**2)
 
     w = jnp.array([1.0, -2.0, 0.5])
-    tx = gen_optax.gen_sgd(init_learning_rate=0.01, max_change=None, probe=gen_optax.exact(), every=2)
+    controller = gen_optax.algorithm_1(init_learning_rate=0.01, smoothing=0.95)
+    tx = gen_optax.gen_sgd(controller=controller, probe=gen_optax.exact(), every=2)
     _, _, losses, states = train(tx, w, loss_fn, 21)
     drawn = lines(plot.decrease(jax.tree.map(lambda x: x[:-1], gen_state(states)), losses[:-1] - losses[1:]))
     predicted, actual = drawn["accepted probes"].T

@@ -14,6 +14,7 @@ from helpers import (
     Quadratic,
     flat,
     gen_state,
+    greedy,
     jitted_update,
     network,
     network_loss,
@@ -36,9 +37,7 @@ def quadratic_probe(probe, known):
         def value_fn(w):
             return 0.5 * (w - centre) @ (hessian @ (w - centre)) + offset
 
-        tx = gen_optax.scale_by_gen(
-            rate, probe, every=1, smoothing=0.0, smooth="learning_rate", max_change=None, sigma=1.0
-        )
+        tx = gen_optax.scale_by_gen(probe=probe, **greedy(rate))
         extra = {}
         if known:
             extra["value"], extra["grad"] = jax.value_and_grad(value_fn)(w)
@@ -81,82 +80,176 @@ def test_newton_raphson_has_rate_one(name, known):
         np.testing.assert_allclose(state.learning_rate, 1.0, rtol=1e-4)
 
 
+ONES = jnp.ones(6)
+
+
 @pytest.mark.parametrize("name", LOOKING_AHEAD)
-@pytest.mark.parametrize("log_rate", [-12, -9, -6, -3, 0, 3, 6])
 @pytest.mark.parametrize("log_loss", [-30, 0, 30])
-def test_every_learning_rate_and_loss(name, log_rate, log_loss):
+def test_every_learning_rate_and_loss(name, log_loss):
     """eta* of 1e-12 to 1e6, losses of 1e-30 to 1e30: the rate found from half of it is right."""
     # The step is along -w / 4, so the loss is least at w - 4 w / 4: eta* = 4 in units of the step's size.
-    rate = 10.0**log_rate
-    w = jnp.ones(3)
-    problem = Quadratic(10.0**log_loss * np.diag([1.0, 2.0, 4.0]), np.zeros(3))
-    state = probed(LOOKING_AHEAD[name], problem, w, -w / 4 / rate, 2 * rate)
-    assert state.info.status == ProbeStatus.ACCEPTED
-    np.testing.assert_allclose(state.learning_rate, 4 * rate, rtol=1e-4)
+    problem = Quadratic(10.0**log_loss * np.diag([1.0, 2.0, 4.0, 1.0, 2.0, 4.0]), np.zeros(6))
+    for rate in 10.0 ** np.arange(-12, 7, 3):
+        state = probed(LOOKING_AHEAD[name], problem, ONES, -ONES / 4 / rate, 2 * rate)
+        assert state.info.status == ProbeStatus.ACCEPTED, rate
+        np.testing.assert_allclose(state.learning_rate, 4 * rate, rtol=1e-4)
 
 
-@pytest.mark.parametrize("log_rate", range(-12, 7, 2))
-def test_exact_has_no_radius(log_rate):
+def test_exact_has_no_radius():
     """Any present rate: the minimiser at 4 is found from 1e-12 and from 1e6."""
-    w = jnp.ones(3)
-    state = probed(gen_optax.exact(), Quadratic(np.eye(3), np.zeros(3)), w, -w / 4, 10.0**log_rate)
-    np.testing.assert_allclose(state.learning_rate, 4.0, rtol=1e-5)
+    for rate in 10.0 ** np.arange(-12, 7, 2):
+        state = probed(gen_optax.exact(), Quadratic(np.eye(6), np.zeros(6)), ONES, -ONES / 4, rate)
+        np.testing.assert_allclose(state.learning_rate, 4.0, rtol=1e-5, err_msg=rate)
 
 
-def test_a_rate_of_1e6_where_the_loss_is_finite_comes_down():
+@pytest.mark.parametrize("name", LOOKING_AHEAD)
+def test_a_rate_of_1e6_where_the_loss_is_finite_comes_down(name):
     """Three points 250 000 times too far away still say where the minimum lies, to their rounding."""
-    w = jnp.ones(3)
-    for name, probe in LOOKING_AHEAD.items():
-        state, _ = one_probe(probe, lambda w: jnp.sum(w**2), w, -w / 4, 1e6, value=jnp.sum(w**2), grad=2 * w)
-        assert 0 < state.learning_rate < 1e3, name
+    state = probed(LOOKING_AHEAD[name], Quadratic(2 * np.eye(6), np.zeros(6)), ONES, -ONES / 4, 1e6)
+    assert 0 < state.learning_rate < 1e3
 
 
-@pytest.mark.parametrize("candidates", [(-1.0, 0.0, 1.0), (-2.0, -0.5, 0.5, 1.0, 2.0), (1.0, 0.0, 3.0, 2.0)])
-@pytest.mark.parametrize("batching", ["vmap", "map"])
-@pytest.mark.parametrize("known", [True, False])
+def numpy_line(params, batch, u):
+    """The loss of the network along a step, and its slope by the gradient by hand: functions of the step size."""
+    x, y = (np.asarray(batch[k], np.float64) for k in "xy")
+    w, u = flat(params), flat(u)
+
+    def at(t):
+        return numpy_network_loss([p + t * v for p, v in zip(w, u, strict=True)], x, y)
+
+    return lambda t: at(t)[0], lambda t: -sum(np.sum(g * v) for g, v in zip(at(t)[1], u, strict=True))
+
+
+def step_of_network():
+    """Parameters, batch, gradient and a step that is far from small."""
+    params, batch = network()
+    grads = jax.grad(network_loss)(params, **batch)
+    return params, batch, grads, jax.tree.map(jnp.negative, grads)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "batching", "known"),
+    [
+        ((-1.0, 0.0, 1.0), "vmap", True),
+        ((-1.0, 0.0, 1.0), "map", False),
+        ((-2.0, -0.5, 0.5, 1.0, 2.0), "vmap", False),
+        ((-2.0, -0.5, 0.5, 1.0, 2.0), "map", True),
+        ((1.0, 0.0, 3.0, 2.0), "vmap", True),
+        ((1.0, 0.0, 3.0, 2.0), "map", False),
+    ],
+)
 def test_finite_differences_on_a_network(candidates, batching, known):
     """Far from quadratic, at a large radius: the least-squares parabola of the losses in float64 NumPy."""
-    params, batch = network()
-    x, y = (np.asarray(batch[k], np.float64) for k in "xy")
-    value, grads = jax.value_and_grad(network_loss)(params, **batch)
-    u, w, h = jax.tree.map(jnp.negative, grads), flat(params), 0.4
-    losses = [numpy_network_loss([p + c * h * v for p, v in zip(w, flat(u), strict=True)], x, y)[0] for c in candidates]
-    c2, c1, _ = np.polyfit(h * np.array(candidates), losses, 2)
-    state, _ = one_probe(
-        gen_optax.finite_difference(candidates, batching),
-        functools.partial(network_loss, **batch),
-        params,
-        u,
-        h,
-        value=value if known else None,
-    )
+    params, batch, _, u = step_of_network()
+    loss, _ = numpy_line(params, batch, u)
+    h = 0.4
+    c2, c1, _ = np.polyfit(h * np.array(candidates), [loss(c * h) for c in candidates], 2)
+    value_fn = functools.partial(network_loss, **batch)
+    value = value_fn(params) if known else None
+    state, _ = one_probe(gen_optax.finite_difference(candidates, batching), value_fn, params, u, h, value=value)
     np.testing.assert_allclose([state.info.slope, state.info.curvature], [-c1, 2 * c2], rtol=1e-4)
     np.testing.assert_allclose(state.info.optimal_learning_rate, -c1 / (2 * c2), rtol=1e-4)
 
 
-def test_free_slope_on_a_network():
+@pytest.mark.parametrize(
+    ("candidates", "known"),
+    [((0.0, 1.0), True), ((0.0, 1.0), False), ((2.0,), True), ((0.5, 1.0), False), ((-1.0, 1.0), True)],
+)
+def test_free_slope_on_a_network(candidates, known):
     """b = -<G, u> with G by hand, and A from L_c = L_0 - b c h + A (c h)^2 / 2."""
-    params, batch = network()
-    x, y = (np.asarray(batch[k], np.float64) for k in "xy")
-    value, grads = jax.value_and_grad(network_loss)(params, **batch)
-    u = jax.tree.map(lambda g: -jnp.sign(g), grads)
-    w, h = flat(params), 0.05
-    loss_0, gradient = numpy_network_loss(w, x, y)
-    slope = -sum(np.sum(g * v) for g, v in zip(gradient, flat(u), strict=True))
+    params, batch, grads, _ = step_of_network()
+    u, h = jax.tree.map(lambda g: -jnp.sign(g), grads), 0.05
+    loss, slope = numpy_line(params, batch, u)
+    t = np.array([c for c in candidates if c])
+    bend = [loss(c * h) - loss(0) + slope(0) * c * h for c in t]
+    value_fn = functools.partial(network_loss, **batch)
+    probe = gen_optax.finite_difference(candidates, free_slope=True)
+    value = value_fn(params) if known else None
+    state, _ = one_probe(probe, value_fn, params, u, h, value=value, grad=grads)
+    np.testing.assert_allclose(state.info.slope, slope(0), rtol=1e-5)
+    np.testing.assert_allclose(state.info.curvature, 2 * sum(t**2 * bend) / sum(t**4) / h**2, rtol=1e-3)
 
-    def bend(c):
-        moved = [p + c * h * v for p, v in zip(w, flat(u), strict=True)]
-        return numpy_network_loss(moved, x, y)[0] - loss_0 + slope * c * h
 
-    for candidates in ((0.0, 1.0), (2.0,), (0.5, 1.0), (-1.0, 1.0)):
-        t = np.array([c for c in candidates if c])
-        curvature = 2 * sum(t**2 * [bend(c) for c in t]) / sum(t**4) / h**2
-        probe = gen_optax.finite_difference(candidates, free_slope=True)
-        for known in (value, None):
-            loss_fn = functools.partial(network_loss, **batch)
-            state, _ = one_probe(probe, loss_fn, params, u, h, value=known, grad=grads)
-            np.testing.assert_allclose(state.info.slope, slope, rtol=1e-5)
-            np.testing.assert_allclose(state.info.curvature, curvature, rtol=1e-3)
+# --- along the path --------------------------------------------------------------------------------------------------
+
+LOOKING_BACK = {
+    "three points": (gen_optax.finite_difference(along="path"), True),
+    "four points": (gen_optax.finite_difference((-1.0, -0.25, 0.5, 1.0), along="path"), False),
+    "five points, one by one": (gen_optax.finite_difference((-2.0, -1.0, 0.0, 0.5, 1.0), "map", along="path"), True),
+    "backwards, one by one": (gen_optax.finite_difference((-1.0, -0.5, 0.0), "map", along="path"), False),
+    "free slope": (gen_optax.finite_difference(along="path", free_slope=True), True),
+    "free slope, two points": (gen_optax.finite_difference((-1.0, 1.0), along="path", free_slope=True), False),
+    "exact": (gen_optax.exact(along="path"), True),
+    "exact, no value": (gen_optax.exact(along="path"), False),
+}
+
+
+def path_probe(probe, known, value_fn, params, u, h):
+    """One step `h u`, then a probe of it at another call: the parameters reached and the state."""
+    tx = gen_optax.scale_by_gen(probe=probe, **greedy(h))
+
+    def call(state, params):
+        value, grad = jax.value_and_grad(value_fn)(params)
+        extra = {"value": value, "grad": grad} if known else {"grad": grad}
+        return tx.update(u, state, params, value_fn=value_fn, **extra)
+
+    def run(params, u):
+        updates, state = call(tx.init(params), params)
+        params = optax.apply_updates(params, updates)
+        return params, call(state, params)[1]
+
+    return jax.jit(run)(params, u)
+
+
+@pytest.mark.parametrize("name", LOOKING_BACK)
+def test_along_the_path_on_a_quadratic(name):
+    """Whatever the points, the parabola is that of the step behind, told from where it started."""
+    probe, known = LOOKING_BACK[name]
+    problem = random_quadratic(0, condition=10.0)
+    rng = np.random.default_rng(0)
+    w, u, h = rng.normal(size=6), -problem.gradient(rng.normal(size=6)), 0.05
+    w, u = (jnp.asarray(x, jnp.float32) for x in (w, u))
+    reached, state = path_probe(probe, known, problem.value_fn, w, u, h)
+    step = np.asarray(reached, np.float64) - np.asarray(w, np.float64)
+    slope, curvature = problem.slope_and_curvature(w, step)
+    assert state.info.num_probes == 1
+    np.testing.assert_allclose([h * state.info.slope, h**2 * state.info.curvature], [slope, curvature], rtol=1e-4)
+    np.testing.assert_allclose(state.info.value, problem.value(w), rtol=1e-5)
+    np.testing.assert_allclose(state.info.optimal_learning_rate, h * slope / curvature, rtol=1e-4)
+    np.testing.assert_allclose(state.info.r_squared, 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", LOOKING_BACK)
+def test_along_the_path_on_a_network(name):
+    """Far from quadratic: the parabola about the present parameters in float64 NumPy, one step ahead of its start."""
+    probe, known = LOOKING_BACK[name]
+    params, batch, _, u = step_of_network()
+    h = 0.8
+    reached, state = path_probe(probe, known, functools.partial(network_loss, **batch), params, u, h)
+    loss, ascent = numpy_line(reached, batch, jax.tree.map(lambda new, old: new - old, reached, params))
+    start = loss(-1)
+    if isinstance(probe, gen_optax._probe.Exact):
+        slope, curvature = ascent(0), (ascent(-1e-5) - ascent(1e-5)) / 2e-5
+        start = loss(0) + slope + curvature / 2  # the parabola's, not the loss's
+    elif probe.free_slope:
+        c, slope = np.array([c for c in probe.candidates if c]), ascent(0)
+        bend = [loss(x) - loss(0) + slope * x for x in c]
+        curvature = 2 * sum(c**2 * bend) / sum(c**4)
+    else:
+        c2, c1, _ = np.polyfit(probe.candidates, [loss(c) for c in probe.candidates], 2)
+        slope, curvature = -c1, 2 * c2
+    slope += curvature
+    np.testing.assert_allclose([h * state.info.slope, h**2 * state.info.curvature], [slope, curvature], rtol=1e-3)
+    np.testing.assert_allclose(state.info.value, start, rtol=1e-5)
+    np.testing.assert_allclose(state.info.optimal_learning_rate, h * slope / curvature, rtol=1e-3)
+
+
+def test_retrospective_is_a_name():
+    assert gen_optax.retrospective() == gen_optax.finite_difference(along="path", batching="map")
+    assert gen_optax.retrospective().direction == gen_optax.Path()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_second_point_checks_the_free_slope():
@@ -180,13 +273,13 @@ def test_a_wall_is_an_overshot_where_the_step_itself_meets_it(wall, status):
     def loss_fn(w):
         return jnp.where(w[0] < 1 - wall, jnp.inf, w[0] ** 2)
 
-    tx = gen_optax.scale_by_gen(1.0, probe, every=1, max_change=None)
+    tx = gen_optax.scale_by_gen(probe=probe, **greedy(1.0))
     w = jnp.ones(1)
     assert tx.update(-w, tx.init(w), w, value_fn=loss_fn)[1].info.status == status
 
 
 def test_the_value_without_a_candidate_at_0_is_the_one_given():
-    tx = gen_optax.scale_by_gen(0.5, gen_optax.finite_difference(candidates=(0.5, 1.0, 2.0)), every=1, max_change=None)
+    tx = gen_optax.scale_by_gen(probe=gen_optax.finite_difference(candidates=(0.5, 1.0, 2.0)), **greedy(0.5))
     w = jnp.ones(1)
     for given, expected in ({"value": 1.0}, 1.0), ({}, 0.75**2):
         state = tx.update(-w, tx.init(w), w, value_fn=lambda w: w[0] ** 2, **given)[1]
@@ -294,7 +387,7 @@ def two_steps(known):
         def loss(hessian, centre, w):
             return 0.5 * (w - centre) @ (hessian @ (w - centre))
 
-        tx = gen_optax.scale_by_gen(0.1, gen_optax.retrospective(), every=1, max_change=None)
+        tx = gen_optax.scale_by_gen(probe=gen_optax.retrospective(), **greedy(0.1))
         state = tx.init(w)
         for value_fn in (functools.partial(loss, own_hessian, own_centre), functools.partial(loss, hessian, centre)):
             value, grad = jax.value_and_grad(value_fn)(w)
@@ -308,15 +401,15 @@ def two_steps(known):
 
 @pytest.mark.parametrize(("last", "accepted"), [(1.5, True), (0.5, False)])
 def test_a_loss_that_is_not_finite_beyond_the_steps_is_a_wall(last, accepted):
-    """From 0 to 1, downhill: with an end of the world at 1.5 the rate stands still. (At 0.5 the step is taken back.)"""
-    tx = gen_optax.scale_by_gen(1.0, gen_optax.retrospective(), every=1, max_change=None, sigma=2.0)
+    """From 0 to 1, downhill: with an end of the world at 1.5 half a step were best. (At 0.5 the step is taken back.)"""
+    tx = gen_optax.scale_by_gen(probe=gen_optax.retrospective(), **greedy(1.0))
     update = jitted_update(tx, lambda w: jnp.where(w < last, (w - 3.0) ** 2, jnp.inf))
     w = jnp.zeros(())
     updates, state = update(jnp.ones(()), tx.init(w), w)
     _, state = update(jnp.ones(()), state, w + updates)
     assert state.info.status == (ProbeStatus.ACCEPTED if accepted else ProbeStatus.OVERSHOOT)
     if accepted:
-        np.testing.assert_allclose(state.learning_rate, 1.0, rtol=0.01)
+        np.testing.assert_allclose(state.learning_rate, 0.5, rtol=0.01)
 
 
 def test_retrospective_does_not_see_wrinkles():
@@ -325,10 +418,10 @@ def test_retrospective_does_not_see_wrinkles():
     def loss(w):
         return (w - 3.0) ** 2 + 1e-2 * jnp.sin(1e4 * w)
 
-    tx = gen_optax.scale_by_gen(1.0, gen_optax.retrospective(), every=1, max_change=None)
+    tx = gen_optax.scale_by_gen(probe=gen_optax.retrospective(), **greedy(1.0))
     update = jitted_update(tx, loss)
     w = jnp.zeros(())
-    updates, state = update(jnp.ones(()), tx.init(w), w)
+    updates, state = update(jnp.ones(()), tx.init(w), w, value=loss(w), grad=jax.grad(loss)(w))
     w = w + updates
     assert abs(jax.grad(loss)(w)) > 10 * abs(2 * (w - 3.0))
     _, state = update(jnp.ones(()), state, w, value=loss(w), grad=jax.grad(loss)(w))
@@ -347,7 +440,8 @@ def test_retrospective_does_not_see_wrinkles():
 def test_retrospective_judges_several_steps_together(every, behind):
     """How many lie behind the probe of which call: up to 16, and fewer at first."""
     problem = random_quadratic(0, condition=10.0)
-    tx = gen_optax.gen(optax.sgd(1.0), init_learning_rate=0.01, every=every, max_change=None)
+    controller = gen_optax.algorithm_1(init_learning_rate=0.01)
+    tx = gen_optax.gen(optax.sgd(1.0), controller=controller, probe=gen_optax.retrospective(), every=every)
 
     @jax.jit
     def step(w, state):
@@ -375,27 +469,25 @@ def test_retrospective_judges_several_steps_together(every, behind):
 def test_what_retrospective_keeps(dtype):
     """The parameters that the last steps started from, in their own dtype."""
     w = {"a": jnp.ones(3, dtype), "n": jnp.arange(2)}
-    tx = gen_optax.scale_by_gen(0.1, gen_optax.retrospective())
+    tx = gen_optax.scale_by_gen(probe=gen_optax.retrospective(), **greedy(0.1))
     state = tx.init(w)
     updates = {"a": jnp.ones(3, dtype), "n": jnp.zeros(2, jnp.int32)}
     _, new = jitted_update(tx, lambda w: jnp.sum(w["a"].astype(jnp.float32) ** 2))(updates, state, w)
     for s in (state, new):
-        jax.tree.map(np.testing.assert_array_equal, s.memory, w)
-        assert s.memory["a"].dtype == dtype
+        jax.tree.map(np.testing.assert_array_equal, s.probe.anchor, w)
+        assert s.probe.anchor["a"].dtype == dtype
 
 
 @pytest.mark.parametrize("probe", [gen_optax.finite_difference(independent=True), gen_optax.exact(independent=True)])
 def test_an_independent_probe_judges_the_step_as_applied(probe):
-    """An eighth before the horizon the step is h = eta / 2, and the target sigma b / (A h) times eta."""
+    """An eighth before the horizon the step is h = eta / 2, and the target b / (A h) times eta."""
     w = jnp.ones(3)
-    tx = gen_optax.scale_by_gen(
-        0.25, probe, every=1, smoothing=0.0, smooth="learning_rate", max_change=None, sigma=2.0, num_steps=8
-    )
+    tx = gen_optax.scale_by_gen(probe=probe, num_steps=8, **greedy(0.25))
     state = tx.init(w)._replace(count=jnp.int32(7))
     updates, state = jitted_update(tx, lambda w: jnp.sum(w**2))(-2 * w, state, w)
-    # b = 12, A = 24, h = 0.125: 2 b / (A h) = 8.
-    np.testing.assert_allclose(state.learning_rate, 0.25 * 8, rtol=1e-5)
-    np.testing.assert_allclose(updates, -2 * w * 0.25 * 8 / 2, rtol=1e-5)
+    # b = 12, A = 24, h = 0.125: b / (A h) = 4.
+    np.testing.assert_allclose(state.learning_rate, 0.25 * 4, rtol=1e-5)
+    np.testing.assert_allclose(updates, -2 * w * 0.25 * 4 / 2, rtol=1e-5)
     np.testing.assert_allclose(state.info.optimal_learning_rate, 0.5, rtol=1e-5)
 
 
@@ -408,11 +500,19 @@ def test_an_independent_probe_judges_the_step_as_applied(probe):
         ({"candidates": (0.0, 1.0, np.inf)}, r"finite multiples.*inf"),
         ({"batching": "scan"}, r'"vmap" or "map", got \'scan\''),
         ({"free_slope": True, "independent": True}, "Choose one"),
+        ({"along": "line"}, r'"step" or "path", got \'line\''),
+        ({"along": "path", "candidates": (-0.5, 0.0, 1.0)}, r"candidates needs -1, where the path starts, got \(-0\.5"),
+        ({"along": "path", "candidates": (0.0, 1.0), "free_slope": True}, "candidates needs -1"),
     ],
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         gen_optax.finite_difference(**arguments)
+
+
+def test_exact_along_something_else():
+    with pytest.raises(ValueError, match=r'"step" or "path", got \'line\''):
+        gen_optax.exact(along="line")
 
 
 def test_free_slope_says_that_it_needs_the_gradient():
@@ -439,7 +539,7 @@ def test_the_clipped_gradient_is_not_the_slope():
     tx = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.sgd(1.0),
-        gen_optax.scale_by_gen(1.0, gen_optax.finite_difference(free_slope=True), every=1),
+        gen_optax.scale_by_gen(probe=gen_optax.finite_difference(free_slope=True), **greedy(1.0)),
     )
     _, state = jitted_update(tx, value_fn)(w, tx.init(w), w, value=value_fn(w), grad=w)
     np.testing.assert_allclose(gen_state(state).info.slope, 50.0, rtol=1e-5)

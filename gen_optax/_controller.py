@@ -1,0 +1,97 @@
+"""Controllers: how measurements become a learning rate. The Protocol, and what controllers share.
+
+A controller is a small frozen dataclass whose fields are its constants. `algorithm_1` is the paper's, `balance` the
+default; a third one subclasses `Controller` and defines `init` and `observe`.
+"""
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from gen_optax import _settings
+from gen_optax._measurement import Context, Measurement, ProbeStatus
+from gen_optax._probe import Probe, finite_difference
+
+# The factors by which a rate falls in an emergency, at most, where the loss is finite and where it is not. The distance
+# to safety is unknown then, every try costs a probe, and a rate that is too low is found and raised again. A finite
+# loss of a few examples may double by chance, and a tenth would cost more than it saves.
+_AFTER_JUMP, _AFTER_OVERSHOOT = 0.1, 0.1
+
+
+class Controller(Protocol):
+    """What `scale_by_gen` asks of a controller. Subclass it: all but `init` and `observe` have a default."""
+
+    every: int = 8
+    """Calls between two regular probes, unless the user gives another number."""
+
+    def default_probe(self) -> Probe:
+        """The probe, unless the user gives another one."""
+        return finite_difference()
+
+    def check(self, probe: Probe) -> None:
+        """Raises a ValueError on a probe whose measurements mislead this controller."""
+
+    def init(self, dtype: Any) -> tuple[jax.Array, Any]:
+        """The first learning rate and the state, a tree of scalars of `dtype` (or integers)."""
+        ...
+
+    def observe(
+        self, learning_rate: jax.Array, state: Any, measurement: Measurement, status: jax.Array, context: Context
+    ) -> tuple[jax.Array, Any]:
+        """The learning rate and the state after a probe; `status` is its `ProbeStatus`."""
+        ...
+
+    def starting(self, state: Any) -> Any:
+        """Whether no learning rate is known yet: bool. The losses at `start_points` are then evaluated."""
+        return False
+
+    def start_points(self, state: Any, context: Context) -> jax.Array:
+        """Learning rates along the step to come, shape (n,), to be tried in this order, up to an infinite loss."""
+        return jnp.zeros((0,))
+
+    def start(
+        self, learning_rate: jax.Array, state: Any, points: jax.Array, losses: jax.Array, context: Context
+    ) -> tuple[jax.Array, Any, jax.Array]:
+        """The first learning rate (0: none was found), the state and the `ProbeStatus` that says why none was found.
+
+        `points` are those of `start_points`, `losses` the losses there, infinite where none was evaluated.
+        """
+        return learning_rate, state, jnp.int32(ProbeStatus.NONE)
+
+    def searching(self, state: Any) -> Any:
+        """Whether every call has to probe: bool."""
+        return False
+
+
+def emergency(factor: jax.Array, status: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Whether a step overshot beyond doubt, and the factor by which the rate then falls at once.
+
+    After a jump it falls to `factor`, the part of the step at which the loss was least, but by no more than 2, and is
+    never raised. Where the loss was not finite it falls by 10.
+    """
+    overshot, jumped = status == ProbeStatus.OVERSHOOT, status == ProbeStatus.JUMP
+    after_jump = jnp.clip(jnp.where(jnp.isfinite(factor), factor, 0), _AFTER_JUMP, 1)
+    return overshot | jumped, jnp.where(overshot, _AFTER_OVERSHOOT, after_jump)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """The user's bounds of the learning rate, None where there is none."""
+
+    low: Any
+    high: Any
+
+    def __post_init__(self):
+        for name, bound in (("min_learning_rate", self.low), ("max_learning_rate", self.high)):
+            if bound is not None:
+                _settings.require(name, bound, _settings.positive, "a positive number")
+        if _settings.number(self.low) and _settings.number(self.high) and self.low > self.high:
+            raise ValueError(f"min_learning_rate must not exceed max_learning_rate, got {self.low} and {self.high}.")
+
+    def clip(self, learning_rate: jax.Array) -> jax.Array:
+        """The learning rate within them and within the range of its dtype; 0, no rate found, stays 0."""
+        limits = jnp.finfo(learning_rate.dtype)
+        low, high = limits.tiny if self.low is None else self.low, limits.max if self.high is None else self.high
+        return jnp.where(learning_rate > 0, jnp.clip(learning_rate, low, high), 0).astype(learning_rate.dtype)

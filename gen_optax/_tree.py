@@ -1,0 +1,90 @@
+"""Algebra of parameter trees: floating-point leaves only, in float32 at least, rounded once."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def step_along(params: optax.Params, updates: optax.Updates, step_size: jax.typing.ArrayLike) -> optax.Params:
+    """`params + step_size * updates` as `optax.apply_updates` would leave it: in the dtype of the parameters.
+
+    The sum is formed in float32 at least and rounded once. Integer leaves stay where they are.
+    """
+
+    def move(p, u):
+        if not is_inexact(p):
+            return p
+        p = jnp.asarray(p)
+        dtype = jnp.promote_types(p.dtype, jnp.float32)
+        return (p.astype(dtype) + jnp.asarray(step_size, _real(dtype)) * u).astype(p.dtype)
+
+    return jax.tree.map(move, params, updates)
+
+
+def scale(updates: optax.Updates, factor: jax.Array) -> optax.Updates:
+    """`factor * updates` in the dtypes of the updates; the product is formed in float32 at least."""
+
+    def times(u):
+        if not is_inexact(u):
+            return u
+        u = jnp.asarray(u)
+        dtype = jnp.promote_types(u.dtype, jnp.float32)
+        return (factor.astype(_real(dtype)) * u.astype(dtype)).astype(u.dtype)
+
+    return jax.tree.map(times, updates)
+
+
+def difference(new: optax.Params, old: optax.Params) -> optax.Updates:
+    """`new - old` in float32 at least; zero for integer leaves."""
+
+    def minus(x, y):
+        if not is_inexact(x):
+            return jnp.zeros_like(x)
+        dtype = jnp.promote_types(jnp.result_type(x), jnp.float32)
+        return jnp.asarray(x, dtype) - jnp.asarray(y, dtype)
+
+    return jax.tree.map(minus, new, old)
+
+
+def inner_product(a: Any, b: Any, factor: jax.typing.ArrayLike = 1.0) -> jax.Array:
+    """`Re sum(a * factor * b)` over the floating-point leaves, accumulated in float32 at least.
+
+    Without a conjugate: JAX's gradient `g` of a real loss of complex `w` is such that the loss changes by
+    `Re sum(g * dw)`. The factor goes to `b` first, where the product of the bare trees would overflow.
+    """
+    total = jnp.zeros((), jnp.float32)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        if is_inexact(x):
+            dtype = jnp.promote_types(jnp.result_type(x, y), jnp.float32)
+            total += jnp.sum(jnp.real(jnp.asarray(x, dtype) * (factor * jnp.asarray(y, dtype))))
+    return total
+
+
+def power_of_two(updates: optax.Updates) -> jax.Array:
+    """The largest power of two that is at most `max|u|`, away from the ends of float32; 1 for a zero step."""
+    largest = jnp.zeros((), jnp.float32)
+    for u in jax.tree.leaves(updates):
+        if is_inexact(u) and jnp.size(u):
+            largest = jnp.maximum(largest, jnp.max(jnp.abs(u)).astype(largest.dtype))
+    _, exponent = jnp.frexp(largest)
+    return jnp.ldexp(jnp.ones_like(largest), jnp.where(largest > 0, jnp.clip(exponent - 1, -120, 120), 0))
+
+
+def all_finite(updates: optax.Updates) -> jax.Array:
+    """Whether no floating-point entry is NaN or infinite."""
+    finite = jnp.ones((), jnp.bool_)
+    for u in jax.tree.leaves(updates):
+        if is_inexact(u):
+            finite &= jnp.all(jnp.isfinite(u))
+    return finite
+
+
+def is_inexact(x: Any) -> bool:
+    """Whether an array (or Python number) is floating-point or complex: not an integer, nor a float0 gradient."""
+    return jnp.issubdtype(x.dtype if hasattr(x, "dtype") else jnp.result_type(x), jnp.inexact)
+
+
+def _real(dtype: Any) -> Any:
+    return jnp.finfo(dtype).dtype
