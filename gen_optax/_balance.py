@@ -184,8 +184,6 @@ class Balance(Controller):
         moved = jnp.where(readable, learning_rate * factor, learning_rate)
         moved = jnp.maximum(moved, jnp.where(searching, jnp.minimum(state.floor, learning_rate), 0))
         overshot, falls = emergency(self._sigma(searching) * rho, status)
-        # As before: a jump with an ascent falls by the clamp, any other one to a tenth at most.
-        falls = jnp.where((status == ProbeStatus.JUMP) & (measurement.slope < 0), 1 / self.max_change, falls)
         moved = jnp.where(overshot, learning_rate * falls, moved)
         losses, set_back = self._watch(state, measurement, jnp.maximum(weight, 1 / (state.age + 1)))
         moved = jnp.where(set_back, moved / self.max_change, moved)

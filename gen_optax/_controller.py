@@ -17,7 +17,7 @@ from gen_optax._probe import Probe, finite_difference
 # The factors by which a rate falls in an emergency, at most, where the loss is finite and where it is not. The distance
 # to safety is unknown then, every try costs a probe, and a rate that is too low is found and raised again. A finite
 # loss of a few examples may double by chance, and a tenth would cost more than it saves.
-_AFTER_JUMP, _AFTER_OVERSHOOT = 0.1, 0.1
+_AFTER_JUMP, _AFTER_OVERSHOOT = 0.5, 0.1
 
 
 class Controller(Protocol):
