@@ -79,8 +79,6 @@ class Balance(Controller):
       memory: `w` is this times the part of the calls so far that lie between two probes: an average over a fixed part
         of the past, a quarter of it.
       max_weight: the greatest `w`.
-      blind_ascent: an ascent of more than this times the curvature says nothing of the rate during the search: that
-        batch disagrees with the direction at any rate.
       first_fraction: where the search begins, as a part of what the first step alone would bear. Momentum is still to
         come, and curvature falls from its height at the start.
       least_given: a given rate below this part of that is a climb of its own, and counts as unknown.
@@ -107,7 +105,6 @@ class Balance(Controller):
     search_sigma: float = 1.0
     memory: float = 4.0
     max_weight: float = 0.5
-    blind_ascent: float = 2.0
     first_fraction: float = 0.02
     least_given: float = 0.1
     setback: float = 0.25
@@ -179,7 +176,7 @@ class Balance(Controller):
         least = jnp.maximum(measurement.noise, jnp.finfo(learning_rate.dtype).tiny)
         rho = measurement.slope / jnp.maximum(measurement.curvature, least)
         searching = self.searching(state)
-        factor = jnp.where(searching, self._search(rho, weight, measurement, status), self._hold(rho, weight))
+        factor = jnp.where(searching, self._search(rho, weight, measurement), self._hold(rho, weight))
         readable = jnp.isin(status, jnp.array([ProbeStatus.ACCEPTED, ProbeStatus.ASCENT, ProbeStatus.NO_CURVATURE]))
         moved = jnp.where(readable, learning_rate * factor, learning_rate)
         moved = jnp.maximum(moved, jnp.where(searching, jnp.minimum(state.floor, learning_rate), 0))
@@ -189,13 +186,12 @@ class Balance(Controller):
         moved = jnp.where(set_back, moved / self.max_change, moved)
         return moved, state._replace(age=state.age + 1, losses=losses)
 
-    def _search(self, rho, weight, measurement, status):
+    def _search(self, rho, weight, measurement):
         """The factor while a rate is being found: up with care, down at once; and not up where the loss curves down."""
         target = self._sigma(True) * rho
         careful = jnp.minimum(jnp.cbrt(target), target)
         highest = jnp.where(measurement.curvature < -measurement.noise, 1, self.max_change)
-        blind = (status == ProbeStatus.ASCENT) & (-measurement.slope > self.blind_ascent * abs(measurement.curvature))
-        return jnp.where(blind, 1, jnp.clip(careful, 1 / self.max_change, highest) ** weight)
+        return jnp.clip(careful, 1 / self.max_change, highest) ** weight
 
     def _hold(self, rho, weight):
         """The factor once a rate is found."""
