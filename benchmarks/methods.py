@@ -3,9 +3,12 @@
 `parse` reads such a specification, `build` makes a `Method` of it for a workload and a number of steps. Values are
 numbers, `true`, `false`, `none`, words, or several numbers joined by `/`. `num_steps=auto` is the length of the run.
 
-    baseline    the workload's base optimizer at a learning rate and a schedule
-    gen...      gen_optax on the workload's base optimizer, with any setting of `scale_by_gen` and of its probe
-    the rest    learning-rate-free methods and line searches, at their authors' defaults
+    baseline     the workload's base optimizer at a learning rate and a schedule
+    gen          gen_optax on the workload's base optimizer, with any setting of `gen`, of its controller, which is
+                 `balance`, and of its probe; `gen_horizon` with `num_steps=auto`
+    gen_paper    the same with `algorithm_1`, also for probes on the gradient's own batch, which `balance` refuses
+    cdat, lqa    the same with the controllers of `controllers.py`
+    the rest     learning-rate-free methods and line searches, at their authors' defaults
 
 Weight decay belongs to the workload and is the same for all methods.
 """
@@ -13,17 +16,16 @@ Weight decay belongs to the workload and is the same for all methods.
 import inspect
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import optax
 
 import gen_optax
+from benchmarks.controllers import CDAT, LQA
 from benchmarks.workload import Workload
-from gen_optax import _control
 
 
 @dataclass(frozen=True)
@@ -147,55 +149,66 @@ def _baseline(workload, total_steps, learning_rate, schedule="constant", base=No
     )
 
 
-def _gen(workload, total_steps, base=None, batch="own", probe=None, **options):
-    """`batch`: "own", "independent", or a number of independent batches.
+def _gen(make, **preset):
+    """GeN with the controller `make(decays)`, where `decays` is whether the rate does.
 
-    The rest are settings of `scale_by_gen` and constants of its rule, such as `setback`, which users cannot set.
+    Settings are the controller's constants, those of `gen` and of its probe, `base`, and
+
+      batch: "own", "independent", or a number of independent batches.
+      steps_together: how many of the last steps a probe along the path judges as one.
     """
-    probe_batches = {"own": 0, "independent": 1}.get(batch, batch)
-    probe_options = {key: options.pop(key) for key in ("candidates", "batching", "free_slope") if key in options}
-    if probe in ("finite_difference", "exact") and probe_batches:
-        probe_options["independent"] = True
-    if options.get("num_steps") == "auto":
-        options["num_steps"] = total_steps
-    if "decay" in options:
-        options["decay"] = _schedule(options["decay"], 1.0, total_steps)
-    constants = {f"_{name.upper()}": options.pop(name) for name in _CONSTANTS if name in options}
-    made = None if probe is None else _PROBES[probe](**probe_options)
-    if made is None and probe_options:
-        raise ValueError(f"{', '.join(probe_options)}: settings of a probe, which is not named. Add probe=...")
-    transformation = gen_optax.gen(BASES[base or workload.base](1.0, workload.weight_decay), probe=made, **options)
-    return Method(
-        _with_constants(transformation, constants),
-        lambda state, step: gen_optax.metrics(state)["applied_learning_rate"],
-        probe_batches=probe_batches,
-    )
+
+    def builder(workload, total_steps, base=None, batch="own", probe=None, **given):
+        options = {**preset, **given}
+        probe_settings, settings = _take(options, _OF_A_PROBE), _take(options, _OF_GEN)
+        if settings.get("num_steps") == "auto":
+            settings["num_steps"] = total_steps
+        if "decay" in settings:
+            settings["decay"] = _schedule(settings["decay"], 1.0, total_steps)
+        constants = {_RENAMED.get(name, name): value for name, value in options.items()}
+        decays = settings.get("num_steps") is not None or "decay" in settings
+        default = make(decays)
+        if unknown := sorted(constants.keys() - {field.name for field in fields(default)}):
+            raise ValueError(f"{', '.join(unknown)}: no setting of gen, of its probe or of {default}.")
+        controller = replace(default, **constants)
+        probe_batches = {"own": 0, "independent": 1}.get(batch, batch)
+        if probe is None and probe_settings.keys() - {"steps_together"}:
+            raise ValueError(f"{', '.join(probe_settings)}: settings of a probe, which is not named. Add probe=...")
+        if probe in ("finite_difference", "exact") and probe_batches:
+            probe_settings["independent"] = True
+        made = _probe(controller.default_probe if probe is None else _PROBES[probe], **probe_settings)
+        inner = BASES[base or workload.base](1.0, workload.weight_decay)
+        return Method(
+            gen_optax.gen(inner, controller=controller, probe=made, **settings),
+            lambda state, step: gen_optax.metrics(state)["applied_learning_rate"],
+            probe_batches=probe_batches,
+        )
+
+    return builder
 
 
-_CONSTANTS = (
-    "blind_ascent",
-    "first_fraction",
-    "first_sigma",
-    "max_weight",
-    "memory",
-    "num_first_probes",
-    "setback",
-    "steps_together",
-)
+_OF_GEN = ("every", "num_steps", "decay", "min_learning_rate", "max_learning_rate")
+_OF_A_PROBE = ("candidates", "batching", "free_slope", "along", "steps_together")
+_RENAMED = {"first_sigma": "search_sigma"}  # stored cells have the former name
 
 
-def _with_constants(inner, constants):
-    """The transformation traced with other constants in the place of those of `gen_optax._control`."""
-
-    def update(*args, **kwargs):
-        with mock.patch.multiple(_control, **constants):
-            return inner.update(*args, **kwargs)
-
-    return optax.GradientTransformationExtraArgs(inner.init, update) if constants else inner
+def _take(options, names):
+    return {name: options.pop(name) for name in names if name in options}
 
 
-def _gen_with(**preset):
-    return lambda workload, total_steps, **options: _gen(workload, total_steps, **{**preset, **options})
+def _probe(make, steps_together=None, **settings):
+    made = make(**settings)
+    return made if steps_together is None else replace(made, direction=replace(made.direction, window=steps_together))
+
+
+def _default(decays):
+    """The controller that `gen` takes by itself."""
+    return gen_optax.balance() if decays else gen_optax.balance(sigma=1.6)
+
+
+def _always(make):
+    """A controller of one's choice, whether the rate decays or not."""
+    return lambda decays: make()
 
 
 _PROBES = {
@@ -203,20 +216,6 @@ _PROBES = {
     "exact": gen_optax.exact,
     "retrospective": gen_optax.retrospective,
 }
-
-# Algorithm 1 of the paper, to the letter.
-_PAPER: dict[str, Any] = dict(
-    init_learning_rate=1e-3,
-    probe="finite_difference",
-    every=8,
-    smoothing=0.9,
-    smooth="learning_rate",
-    max_change=None,
-    sigma=1.0,
-)
-_LQA: dict[str, Any] = {**_PAPER, "every": 1, "smoothing": 0.0}
-# The first accepted probe replaces the initial rate, as in CDAT, which has none.
-_CDAT: dict[str, Any] = {**_LQA, "probe": "exact", "smoothing": 0.9, "smooth": "coefficients", "sigma": 2.0}
 
 
 def _peer(make, rate_name=None):
@@ -323,12 +322,12 @@ def _polyak(workload, total_steps, **options):
 
 FAMILIES: dict[str, Callable[..., Method]] = {
     "baseline": _baseline,
-    "gen": _averaged(_gen),
-    "gen_horizon": _gen_with(num_steps="auto"),
-    "gen_paper": _gen_with(**_PAPER),
-    "gen_paper_horizon": _gen_with(**_PAPER, num_steps="auto", decay="linear"),
-    "cdat": _gen_with(**_CDAT),
-    "lqa": _gen_with(**_LQA),
+    "gen": _averaged(_gen(_default)),
+    "gen_horizon": _gen(_default, num_steps="auto"),
+    "gen_paper": _gen(_always(gen_optax.algorithm_1)),
+    "gen_paper_horizon": _gen(_always(gen_optax.algorithm_1), num_steps="auto", decay="linear"),
+    "cdat": _gen(_always(CDAT)),
+    "lqa": _gen(_always(LQA)),
     "prodigy": _peer(lambda s, wd, **k: optax.contrib.prodigy(s, weight_decay=wd, **k), "estim_lr"),
     "dadapt_adamw": _peer(lambda s, wd, **k: optax.contrib.dadapt_adamw(s, weight_decay=wd, **k), "estim_lr"),
     "dog": _averaged(_peer(lambda s, wd, **k: optax.contrib.dog(s, weight_decay=wd, **k))),

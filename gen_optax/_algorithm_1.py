@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from gen_optax import _settings
-from gen_optax._controller import Controller, emergency
+from gen_optax._controller import Controller
 from gen_optax._measurement import ProbeStatus
 
 
@@ -67,5 +67,5 @@ class Algorithm1(Controller):
         smoothed = learning_rate * (self.smoothing + (1 - self.smoothing) * clamped)
         # A minimum beyond the range of the dtype is none in sight.
         moved = jnp.where(accepted & jnp.isfinite(smoothed), smoothed, learning_rate)
-        overshot, falls = emergency(factor, status)
+        overshot, falls = self.emergency(factor, status)
         return jnp.where(overshot, falls * learning_rate, moved), state

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from gen_optax import _cold_start, _settings
-from gen_optax._controller import Controller, emergency
+from gen_optax._controller import Controller
 from gen_optax._measurement import Measurement, ProbeStatus
 from gen_optax._probe import retrospective
 
@@ -180,7 +180,7 @@ class Balance(Controller):
         readable = jnp.isin(status, jnp.array([ProbeStatus.ACCEPTED, ProbeStatus.ASCENT, ProbeStatus.NO_CURVATURE]))
         moved = jnp.where(readable, learning_rate * factor, learning_rate)
         moved = jnp.maximum(moved, jnp.where(searching, jnp.minimum(state.floor, learning_rate), 0))
-        overshot, falls = emergency(self._sigma(searching) * rho, status)
+        overshot, falls = self.emergency(self._sigma(searching) * rho, status)
         moved = jnp.where(overshot, learning_rate * falls, moved)
         losses, set_back = self._watch(state, measurement, jnp.maximum(weight, 1 / (state.age + 1)))
         moved = jnp.where(set_back, moved / self.max_change, moved)

@@ -64,16 +64,16 @@ class Controller(Protocol):
         """Whether every call has to probe: bool."""
         return False
 
+    @staticmethod
+    def emergency(factor: jax.Array, status: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Whether a step overshot beyond doubt, and the factor by which the rate then falls at once.
 
-def emergency(factor: jax.Array, status: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Whether a step overshot beyond doubt, and the factor by which the rate then falls at once.
-
-    After a jump it falls to `factor`, the part of the step at which the loss was least, but by no more than 2, and is
-    never raised. Where the loss was not finite it falls by 10.
-    """
-    overshot, jumped = status == ProbeStatus.OVERSHOOT, status == ProbeStatus.JUMP
-    after_jump = jnp.clip(jnp.where(jnp.isfinite(factor), factor, 0), _AFTER_JUMP, 1)
-    return overshot | jumped, jnp.where(overshot, _AFTER_OVERSHOOT, after_jump)
+        After a jump it falls to `factor`, the part of the step at which the loss was least, but by no more than 2; it
+        never rises. Where the loss was not finite it falls by 10.
+        """
+        overshot, jumped = status == ProbeStatus.OVERSHOOT, status == ProbeStatus.JUMP
+        after_jump = jnp.clip(jnp.where(jnp.isfinite(factor), factor, 0), _AFTER_JUMP, 1)
+        return overshot | jumped, jnp.where(overshot, _AFTER_OVERSHOOT, after_jump)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -375,6 +375,8 @@ class _Rule:
         learning_rate, remembered = self.controller.observe(
             learning_rate, state.controller, measurement, status, context
         )
+        # A known rate never becomes 0, which means that none was found.
+        learning_rate = jnp.maximum(learning_rate, jnp.finfo(learning_rate.dtype).tiny)
         return _Seen(learning_rate, remembered, info, measurement, status)
 
 

@@ -10,7 +10,7 @@ from helpers import measurement, observed
 
 import gen_optax
 from gen_optax import ProbeStatus
-from gen_optax._controller import Bounds, emergency
+from gen_optax._controller import Bounds, Controller
 
 CONTROLLERS = [gen_optax.algorithm_1(smoothing=0.0), gen_optax.balance()]
 by_name = pytest.mark.parametrize("controller", CONTROLLERS, ids=["algorithm_1", "balance"])
@@ -89,7 +89,7 @@ def test_a_training_run_stays_within_its_bounds(controller, of_loss, applied):
     ],
 )
 def test_emergency(status, factor, falls):
-    happened, by = emergency(jnp.float32(factor), jnp.int32(ProbeStatus[status]))
+    happened, by = Controller.emergency(jnp.float32(factor), jnp.int32(ProbeStatus[status]))
     assert happened == (falls is not None)
     assert falls is None or by == np.float32(falls)
 

@@ -105,8 +105,10 @@ def errors(name, arithmetic, trajectory):
     return np.exp(np.abs(np.log(ratio))) - 1, found["status"], accepted, expected
 
 
-@pytest.mark.parametrize("probe", ["exact", "retrospective"])
-@pytest.mark.parametrize("name", LOW)
+@pytest.mark.parametrize(
+    ("name", "probe"),
+    [*((name, "retrospective") for name in LOW), (MIXED[1], "exact"), ("bfloat16 throughout, loss too", "exact")],
+)
 def test_exact_and_retrospective_are_right(name, probe, trajectory):
     """Derivatives are, and losses over sixteen steps, which change them by more than layers in half precision round."""
     error, _, accepted, expected = errors(probe, LOW[name], trajectory)

@@ -35,7 +35,8 @@ class Case:
       momentum: of SGD, on both sides.
       next_batch: theirs probes on the next batch, as their image and text examples do.
       horizon: theirs decays, by `scale`.
-      ours: settings of `scale_by_gen` that differ from Algorithm 1 with theirs' clamp.
+      clamp: of ours.
+      decay: of ours.
       ours_next_batch: ours probes on the next batch as well.
       ours_twice: our momentum, too, advances twice at a probe.
     """
@@ -44,7 +45,8 @@ class Case:
     momentum: float = 0.0
     next_batch: bool = False
     horizon: bool = False
-    ours: tuple[tuple[str, Any], ...] = ()
+    clamp: float | None = 2.0
+    decay: optax.Schedule | None = None
     ours_next_batch: bool = False
     ours_twice: bool = False
 
@@ -54,7 +56,7 @@ CASES = {
     "without a clamp": Case(
         "Algorithm 1 has no clamp; gen-optim keeps the target within a factor of 2 of the present rate before it is "
         "averaged, so a probe changes the rate by x0.95 to x1.1 at most.",
-        ours=(("max_change", None),),
+        clamp=None,
     ),
     "momentum": Case(
         "gen-optim steps the optimizer to read off the direction, and the training loop steps it again: at a probe the "
@@ -77,7 +79,7 @@ CASES = {
         "clamped and decayed target lies below the present rate whatever the fit says. Ours decays the step outside of "
         "the average; compared are the rates as applied.",
         horizon=True,
-        ours=(("decay", optax.linear_schedule(1.0, 0.0, _STEPS)),),
+        decay=optax.linear_schedule(1.0, 0.0, _STEPS),
     ),
 }
 
@@ -147,17 +149,9 @@ def _problem(seed, count):
 
 
 def _ours(case, weights, batches, steps):
-    settings = dict(
-        init_learning_rate=_RATE,
-        probe=gen_optax.finite_difference(),
-        every=4,
-        smoothing=0.9,
-        smooth="learning_rate",
-        max_change=2.0,
-        sigma=1.0,
-    )
     base = optax.sgd(1.0, momentum=case.momentum or None)
-    scale = gen_optax.scale_by_gen(**{**settings, **dict(case.ours)})
+    controller = gen_optax.algorithm_1(init_learning_rate=_RATE, clamp=case.clamp)
+    scale = gen_optax.scale_by_gen(controller=controller, every=4, decay=case.decay)
 
     def loss_fn(params, batch):
         x, y = batch

@@ -19,7 +19,7 @@ from benchmarks import report as pages
 from benchmarks.questions import Study
 from benchmarks.workload import Workload
 
-METHODS = ("gen_horizon", "gen_paper_horizon", "gen_horizon:probe=exact")
+METHODS = ("gen_horizon", "gen_paper_horizon")
 _NOTE = "breakdown"
 _STEPS = 60  # looked at, evenly spread over a run
 _ROUNDING = 8 * float(np.finfo(np.float32).eps)
@@ -40,8 +40,8 @@ def run(study: Study) -> None:
 
 def report(results: store.Store) -> str | None:
     """Errors of the prediction and shares of steps that help, early, in the middle and late."""
-    rows = results.note(_NOTE)
-    if rows is None:
+    rows = [row for row in results.note(_NOTE) or [] if row["key"]["method"] in METHODS]
+    if not rows:
         return None
     groups = pages.grouped(rows, lambda row: (row["key"]["workload"], row["key"]["method"]))
     lines, statuses = [], []

@@ -1,13 +1,16 @@
-"""Overhead: what does a step cost, in time and memory, beside the same base optimizer?
+"""Overhead: what does a step cost, in time, memory and compilation, beside the same base optimizer?
 
 A multilayer perceptron of the wanted size, batch 64, AdamW: little work for so many parameters, hence the worst case
-for everything that is done with each of them. Then the largest workloads of the suite as they are and, where there is
-an accelerator, a transformer of the size of GPT-2 in bfloat16. The base optimizer and every probe take turns in one
-process, a period of Phi steps each, and the ratio of their times is the median over the turns. F (a forward pass), B
-(forward and backward less F) and the base step S are timed in the same turns. The paper's model of the cost is
-`1 + k F / (Phi (F + B))` with k forward passes per probe; with S in place of F + B it also counts the optimizer's own
-work. All probes are those of the default, which finds its rate: the program has the search in it, and is timed past it.
-Memory is XLA's own account of the compiled step: arguments, results and temporaries, less what is shared.
+for everything that is done with each of them. Then a character model, the largest workloads of the suite as they are, a
+small network in flax nnx and, where there is an accelerator, a transformer of the size of GPT-2 in bfloat16. The base
+optimizer and every probe take turns in one process, a period of Phi steps each, and the ratio of their times is the
+median over the turns. F (a forward pass), B (forward and backward less F) and the base step S are timed in the same
+turns. The paper's model of the cost is `1 + k F / (Phi (F + B))` with k forward passes per probe; with S in place of
+F + B it also counts the optimizer's own work. The retrospective probe is that of the default, which finds its rate: the
+program has the search in it, and is timed past it. The other probes judge a step on its own batch, and serve Algorithm
+1. Memory is XLA's own account of the compiled step: arguments, results and temporaries, less what is shared.
+Compilation is from the Python function to the program, in processor seconds, nothing being cached; there, too, all take
+turns.
 """
 
 import time
@@ -17,27 +20,31 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from flax import nnx
 
+import gen_optax
 from benchmarks import methods, runner, store
 from benchmarks import report as pages
 from benchmarks.models.transformer import GPT
 from benchmarks.questions import Study
 from benchmarks.workload import Workload
 from benchmarks.workloads.language import language_model
-from gen_optax import _control
 
-# Probes by their settings, and the forward passes that each is said to cost.
+# Probes by their methods, and the forward passes that each is said to cost.
 PROBES: dict[str, tuple[str, float]] = {
-    "retrospective": ("probe=retrospective", 2),
-    "free slope": ("probe=finite_difference,free_slope=true", 1),
-    "three points, vmap": ("probe=finite_difference,batching=vmap", 2),
-    "three points, map": ("probe=finite_difference,batching=map", 2),
-    "exact": ("probe=exact", 3),
+    "retrospective": ("gen:probe=retrospective", 2),
+    "free slope": ("gen_paper:probe=finite_difference,free_slope=true", 1),
+    "three points, vmap": ("gen_paper:probe=finite_difference,batching=vmap", 2),
+    "three points, map": ("gen_paper:probe=finite_difference,batching=map", 2),
+    "exact": ("gen_paper:probe=exact", 3),
 }
-WORKLOADS = ("gpt_sotu", "efficientnet_finetune", "minilm_full")
-_BATCH, _EVERY, _TURNS = 64, 16, 5
+_DEFAULT = "retrospective"
+WORKLOADS = ("gpt_moby", "gpt_sotu", "efficientnet_finetune", "minilm_full")
+_BATCH, _EVERY, _TURNS, _COMPILATIONS = 64, 16, 5, 3
 # What a rate is found with: forward passes at rates that double, and probes beyond those of the usual rhythm.
-_FIRST_RATES, _FIRST_PROBES = _control._NUM_FIRST_RATES, _control._NUM_FIRST_PROBES * (1 - 1 / _EVERY)
+_FIRST_RATES, _SEARCH_PROBES = 18, gen_optax.balance().search_probes
+_FIRST_PROBES = _SEARCH_PROBES * (1 - 1 / _EVERY)
 _RATE, _LATER = 1e-6, 64  # of every step, and the number of calls before the first
 _NOTE = "overhead"
 
@@ -61,14 +68,13 @@ def run(study: Study) -> None:
             study.measure(
                 _NOTE, key, lambda size=size, every=every, turns=turns: measure(perceptron(size), every, turns)
             )
-        for workload in progress.track(
-            study.chosen(WORKLOADS[:1] if study.tiny else WORKLOADS), description="workloads"
-        ):
-            turns = 1 if study.tiny else _TURNS
-            key = {"workload": workload.name, "every": _EVERY}
-            study.measure(_NOTE, key, lambda workload=workload, turns=turns: measure(workload, _EVERY, turns))
+        workloads = [*study.chosen(WORKLOADS[:1] if study.tiny else WORKLOADS), nnx_cnn(study.tiny)]
         if jax.default_backend() != "cpu" and not study.tiny:
-            study.measure(_NOTE, {"workload": "gpt2_sized", "every": _EVERY}, lambda: measure(gpt(), _EVERY, _TURNS))
+            workloads.append(gpt())
+        settings = (_EVERY, 1, 1) if study.tiny else (_EVERY, _TURNS, _COMPILATIONS)
+        for workload in progress.track(workloads, description="workloads"):
+            key = {"workload": workload.name, "every": _EVERY}
+            study.measure(_NOTE, key, lambda workload=workload: measure(workload, *settings))
 
 
 def report(results: store.Store) -> str | None:
@@ -94,45 +100,55 @@ def report(results: store.Store) -> str | None:
         parts.append("## Perceptrons, batch 64\n\n" + pages.table(["parameters", "Φ", *columns], lines))
     if workloads:
         lines = [
-            [row["key"]["workload"], f"{row['num_parameters']:.2g}", *line, _with_search(row, line[0])]
+            [
+                row["key"]["workload"],
+                f"{row['num_parameters']:.2g}",
+                *line,
+                _with_search(row) if line[0] == _DEFAULT else "-",
+                row.get("base_compile_seconds"),
+                row["probes"][line[0]].get("compile_ratio"),
+            ]
             for row in workloads
             for line in _lines(row)
         ]
         about = (
-            f"The last column adds what the search for a rate costs a whole run: {_FIRST_RATES} forward passes, and "
-            f"{_FIRST_PROBES:.0f} probes more than in the usual rhythm, from the F and S measured here and the length "
-            "of the workload's run."
+            "With the search: what that for a rate adds to a whole run of the default, "
+            f"{_FIRST_RATES} forward passes, and {_FIRST_PROBES:.0f} probes more than in the usual rhythm, from the F "
+            "and S measured here and the length of the workload's run."
         )
-        table = pages.table(["workload", "parameters", *columns, "time / base, with the search"], lines)
+        columns += ["time / base, with the search", "compilation of the base step, s", "compilation / base"]
+        table = pages.table(["workload", "parameters", *columns], lines)
         parts.append(f"## Workloads of the suite, Φ = {_EVERY}\n\n{about}\n\n{table}")
     return "\n\n".join(parts)
 
 
-def measure(workload: Workload, every: int, turns: int) -> dict[str, Any]:
-    """One row: times and memory of all probes at a Phi."""
+def measure(workload: Workload, every: int, turns: int, compilations: int = 1) -> dict[str, Any]:
+    """One row: times, memory and compilation of all probes at a Phi."""
     # The bound keeps the parameters about where they are, so that all periods are alike.
-    specs = {name: f"gen:{settings},every={every},max_learning_rate={_RATE}" for name, (settings, _) in PROBES.items()}
+    specs = {name: f"{method},every={every},max_learning_rate={_RATE}" for name, (method, _) in PROBES.items()}
     specs["base"] = f"baseline:learning_rate={_RATE}"
     batch = next(workload.batches(0, workload.batch_size))
     key = jax.random.key(0)
-    runs: dict[str, Callable[[], float]] = {}
-    memory = {}
-    for name, spec in specs.items():
-        runs[name], memory[name] = _stepper(workload, spec, batch, key, every)
     state, _ = runner.start(workload, methods.build(methods.parse(specs["base"]), workload, 1), *workload.init(key))
     loss_of = runner.loss_of(workload)
-    forward = jax.jit(lambda p: loss_of(p, state, batch, key)[0])
-    both = jax.jit(jax.value_and_grad(lambda p: loss_of(p, state, batch, key)[0]))
+    forward = jax.jit(lambda p: loss_of(p, state, batch, key)[0]).lower(state.params).compile()
+    both = jax.jit(jax.value_and_grad(lambda p: loss_of(p, state, batch, key)[0])).lower(state.params).compile()
+
+    compiling = _in_turns(
+        {name: lambda s=spec: _compile(workload, s, batch, key) for name, spec in specs.items()}, compilations
+    )
+    runs: dict[str, Callable[[], float]] = {}
+    memory = {}
+    for name, outcomes in compiling.items():
+        state_of, compiled, _ = outcomes[-1]
+        runs[name], memory[name] = _stepper(state_of, compiled, batch, key, every), memory_of(compiled)
     runs["forward"] = lambda: _timed(forward, state.params)
     runs["forward and backward"] = lambda: _timed(both, state.params)
+    compile_seconds = {name: [seconds for *_, seconds in outcomes] for name, outcomes in compiling.items()}
 
     for once in runs.values():  # the first turn allocates
         once()
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(turns):
-        order = list(runs) if turn % 2 == 0 else list(reversed(runs))
-        for name in order:
-            seconds[name].append(runs[name]())
+    seconds = _in_turns(runs, turns)
     typical = {name: float(np.median(times)) for name, times in seconds.items()}
     probes = {}
     for name, (_, passes) in PROBES.items():
@@ -145,6 +161,7 @@ def measure(workload: Workload, every: int, turns: int) -> dict[str, Any]:
             "model": 1 + extra / typical["forward and backward"],
             "model_with_optimizer": 1 + extra / typical["base"],
             "memory_ratio": memory[name] / memory["base"],
+            "compile_ratio": float(np.median(np.divide(compile_seconds[name], compile_seconds["base"]))),
         }
     return {
         "num_parameters": sum(p.size for p in jax.tree.leaves(state.params)),
@@ -153,6 +170,7 @@ def measure(workload: Workload, every: int, turns: int) -> dict[str, Any]:
         "forward_seconds": typical["forward"],
         "forward_and_backward_seconds": typical["forward and backward"],
         "base_bytes": memory["base"],
+        "base_compile_seconds": float(np.median(compile_seconds["base"])),
         "turns": turns,
         "probes": probes,
     }
@@ -177,8 +195,13 @@ def perceptron(size: int) -> Workload:
         while True:
             yield {name: rng.normal(size=(batch_size, width)).astype(np.float32) for name in ("x", "y")}
 
+    return _on_noise(f"perceptron_{size}", init, loss_fn, batches)
+
+
+def _on_noise(name, init, loss_fn, batches):
+    """A workload that nobody evaluates."""
     return Workload(
-        name=f"perceptron_{size}",
+        name=name,
         base="adamw",
         weight_decay=0.0,
         num_steps=100,
@@ -190,6 +213,43 @@ def perceptron(size: int) -> Workload:
         batches=batches,
         evaluate=lambda params, model_state, split: {"loss": 0.0},
     )
+
+
+def nnx_cnn(tiny: bool = False) -> Workload:
+    """A classifier in flax nnx, three convolutions with batch statistics and dropout before the output, on noise."""
+    side, widths, classes = (8, (4,), 10) if tiny else (28, (16, 32, 64), 10)
+
+    class CNN(nnx.Module):
+        def __init__(self, rngs):
+            sizes = zip((1, *widths[:-1]), widths, strict=True)
+            self.convolutions = nnx.List([nnx.Conv(m, n, (3, 3), strides=2, rngs=rngs) for m, n in sizes])
+            self.norms = nnx.List([nnx.BatchNorm(n, rngs=rngs) for n in widths])
+            self.dropout = nnx.Dropout(0.1)
+            self.head = nnx.Linear(widths[-1], classes, rngs=rngs)
+
+        def __call__(self, x, key):
+            for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+                x = jax.nn.relu(norm(convolution(x)))
+            return self.head(self.dropout(x.mean((1, 2)), rngs=nnx.Rngs(key)))
+
+    graph = nnx.graphdef(CNN(nnx.Rngs(0)))
+
+    def init(key):
+        _, params, model_state = nnx.split(CNN(nnx.Rngs(key)), nnx.Param, ...)
+        return nnx.to_pure_dict(params), nnx.to_pure_dict(model_state)
+
+    def loss_fn(params, model_state, batch, key):
+        model = nnx.merge(graph, nnx.State(params), nnx.State(model_state))
+        losses = optax.softmax_cross_entropy_with_integer_labels(model(batch["image"], key), batch["label"])
+        return losses.mean(), nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[2])
+
+    def batches(seed, batch_size):
+        rng = np.random.default_rng(seed)
+        while True:
+            image = rng.normal(size=(batch_size, side, side, 1)).astype(np.float32)
+            yield {"image": image, "label": rng.integers(0, classes, batch_size)}
+
+    return _on_noise("nnx_cnn", init, loss_fn, batches)
 
 
 def gpt() -> Workload:
@@ -213,12 +273,19 @@ def memory_of(compiled: Any) -> int:
     return seen.argument_size_in_bytes + seen.output_size_in_bytes + seen.temp_size_in_bytes - seen.alias_size_in_bytes
 
 
-def _stepper(workload, spec, batch, key, every):
-    """A function that takes Phi steps and says how long one took, and the bytes that a step needs."""
+def _compile(workload, spec, batch, key):
+    """The first state, the compiled step, and the processor seconds that its compilation took."""
     method = methods.build(methods.parse(spec), workload, 10**9)
     state, step = runner.start(workload, method, *workload.init(key))
     state = state._replace(optimizer=_past_the_search(state.optimizer))
+    jax.clear_caches()  # what another step has traced before would be free
+    began = time.process_time()
     compiled = step.lower(state, batch, {}, key).compile()
+    return state, compiled, time.process_time() - began
+
+
+def _stepper(state, compiled, batch, key, every):
+    """A function that takes Phi steps and says how long one took."""
 
     def once():
         nonlocal state
@@ -229,7 +296,16 @@ def _stepper(workload, spec, batch, key, every):
         jax.block_until_ready(state)
         return (time.perf_counter() - began) / every
 
-    return once, memory_of(compiled)
+    return once
+
+
+def _in_turns(functions, turns):
+    """What each returns at each turn, every second turn the other way round."""
+    returned = {name: [] for name in functions}
+    for turn in range(turns):
+        for name in functions if turn % 2 == 0 else reversed(functions):
+            returned[name].append(functions[name]())
+    return returned
 
 
 def _past_the_search(optimizer_state):
@@ -238,14 +314,11 @@ def _past_the_search(optimizer_state):
     def past(x):
         if not runner.is_gen(x):
             return x
-        rate = jnp.full_like(x.learning_rate, _RATE)
-        probes = jnp.full_like(x.info.num_probes, _control._NUM_FIRST_PROBES)
-        return x._replace(
-            count=jnp.full_like(x.count, _LATER),
-            learning_rate=rate,
-            first_learning_rate=jnp.copy(rate),
-            info=x.info._replace(num_probes=probes),
-        )
+        controller = x.controller
+        if controller:  # that of Algorithm 1 remembers nothing
+            controller = controller._replace(age=jnp.full_like(controller.age, _SEARCH_PROBES))
+        rate, count = jnp.full_like(x.learning_rate, _RATE), jnp.full_like(x.count, _LATER)
+        return x._replace(count=count, learning_rate=rate, controller=controller)
 
     return jax.tree.map(past, optimizer_state, is_leaf=runner.is_gen)
 
@@ -268,9 +341,9 @@ def _lines(row):
     ]
 
 
-def _with_search(row, probe):
-    passes = _FIRST_RATES + PROBES[probe][1] * _FIRST_PROBES
-    return row["probes"][probe]["ratio"] + passes * row["forward_seconds"] / row["base_seconds"] / row["num_steps"]
+def _with_search(row):
+    passes = _FIRST_RATES + PROBES[_DEFAULT][1] * _FIRST_PROBES
+    return row["probes"][_DEFAULT]["ratio"] + passes * row["forward_seconds"] / row["base_seconds"] / row["num_steps"]
 
 
 def _timed(function, *args):

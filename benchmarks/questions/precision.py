@@ -2,7 +2,8 @@
 
 On a small network on real digits, in two tables. At one point: along a float32 run every third step is probed in each
 arithmetic, and the minimiser is compared with the one that the same probe finds in float32 at the same parameters,
-steps and batch. Over a run: the learning rate that is found from nothing, relative to that of the float32 run.
+steps and batch. Over a run: the learning rate relative to that of the float32 run, which the probe along the path finds
+from nothing; the others, which judge a step on its own batch, serve Algorithm 1.
 """
 
 import collections
@@ -20,10 +21,10 @@ import gen_optax
 from benchmarks import report as pages
 from benchmarks import store
 from benchmarks.questions import Study
-from gen_optax import ProbeStatus, _control
+from gen_optax import ProbeStatus
 
 SIZES, BATCH_SIZE, NUM_STEPS, STRIDE, WARM_UP = (64, 128, 128, 10), 64, 300, 3, 50
-STEPS_BEHIND = _control._STEPS_TOGETHER  # that the probe judges which looks back, as in a run
+STEPS_BEHIND = gen_optax.Path().window  # that the probe along the path judges, as in a run
 
 
 class Arithmetic(NamedTuple):
@@ -54,7 +55,7 @@ NUDGED = "float32, weights nudged by 1e-4"
 def run(study: Study) -> None:
     """Measures both tables."""
     seeds = 1 if study.tiny else _SEEDS
-    key = {"seeds": seeds, "batch_size": BATCH_SIZE, "num_steps": NUM_STEPS}
+    key = {"seeds": seeds, "batch_size": BATCH_SIZE, "num_steps": NUM_STEPS, "on_the_own_batch": "algorithm_1"}
     study.measure(_NOTE, key, lambda: {"points": points(seeds), "runs": runs(seeds)})
 
 
@@ -118,8 +119,12 @@ def train(
     loss_scale: float = 1.0,
     nudge: float = 0.0,
 ) -> Trace:
-    """Training runs from a cold start with the default decay; `nudge`: relative change of the first weights."""
-    tx = gen_optax.gen(base(), probe=probe, num_steps=NUM_STEPS)
+    """Training runs with the default decay; `nudge`: relative change of the first weights.
+
+    From a cold start where the probe is independent of the gradient's batch, else under Algorithm 1.
+    """
+    controller = None if probe.direction.independent else gen_optax.algorithm_1()
+    tx = gen_optax.gen(base(), controller=controller, probe=probe, num_steps=NUM_STEPS)
 
     def step(carry, indices):
         params, state = carry
@@ -152,7 +157,8 @@ def probe_once(probe: Any, arithmetic: Arithmetic, point: dict[str, Any], refere
 
     before = cast(point["before"], arithmetic.params)
     direction = cast(point["direction"], arithmetic.params)
-    tx = gen_optax.scale_by_gen(init_learning_rate=point["learning_rate"], probe=probe, every=1, max_change=None)
+    controller = gen_optax.algorithm_1(init_learning_rate=point["learning_rate"])
+    tx = gen_optax.scale_by_gen(controller=controller, probe=probe, every=1)
     after = cast(point["after"], arithmetic.params)
     if reference:
         before, after, direction = (cast(tree, jnp.float32) for tree in (before, after, direction))
@@ -164,7 +170,7 @@ def probe_once(probe: Any, arithmetic: Arithmetic, point: dict[str, Any], refere
         return tx.update(direction, state, params, value=value, grad=grad, value_fn=value_fn)[1]
 
     state = update(tx.init(before), before, point["own_batch"])
-    if isinstance(probe, type(gen_optax.retrospective())):
+    if isinstance(probe.direction, gen_optax.Path):
         state = update(state, after, point["batch_after"])
     return state.info
 

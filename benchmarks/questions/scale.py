@@ -142,7 +142,7 @@ def compile_step(devices: int, probe: str, tiny: bool) -> dict[str, Any]:
             "map": functools.partial(gen_optax.finite_difference, batching="map"),
             "exact": gen_optax.exact,
         }[PROBES[probe]]()
-        tx = gen_optax.gen(optax.adamw(1.0), probe=made, every=1, init_learning_rate=1e-3, max_change=None)
+        tx = gen_optax.gen(optax.adamw(1.0), controller=gen_optax.algorithm_1(), probe=made, every=1)
 
     def step(params, state, tokens):
         def value_fn(p):

@@ -15,11 +15,7 @@ WORKLOADS = ("vit_fashion", "logreg_minibatch")
 _RATES = tuple(f"1e{exponent:+03d}" for exponent in range(-8, 3))
 
 _SIGMAS = ("1", "1.2", "1.4", "1.6", "1.8", "2", "2.5")
-_PROBES = (
-    "retrospective",
-    "finite_difference",
-    "finite_difference,free_slope=true",
-    "exact",
+_INDEPENDENT = (
     "finite_difference,batch=independent",
     "finite_difference,batch=4",
     "exact,batch=independent",
@@ -32,22 +28,9 @@ FACTORS: dict[str, tuple[str, tuple[str, ...]]] = {
     "initial rate, Algorithm 1": ("gen_paper_horizon:init_learning_rate={}", _RATES),
     "smoothing": ("gen_horizon:smoothing={}", ("0", "0.5", "0.8", "0.9", "0.95", "0.99")),
     "every": ("gen_horizon:every={}", ("1", "2", "4", "8", "16", "32")),
-    "clamp": ("gen_horizon:max_change={}", ("none", "1.2", "1.5", "2", "4", "10")),
-    "what is smoothed": ("gen_horizon:smooth={}", ("log", "learning_rate", "coefficients")),
-    "candidates": (
-        "gen_horizon:probe=finite_difference,candidates={}",
-        (
-            "-1/0/1",
-            "-0.1/0/0.1",
-            "-3/0/3",
-            "0/1/2",
-            "-1/-0.5/0/0.5/1",
-            "-2/-1/0/1/2",
-            "-2/-1.5/-1/-0.5/0/0.5/1/1.5/2",
-        ),
-    ),
-    "probe": ("gen_horizon:probe={}", _PROBES),
-    "probe, no horizon": ("gen:probe={}", _PROBES),
+    "clamp": ("gen_horizon:max_change={}", ("1.2", "1.5", "2", "4", "10")),
+    "probe": ("gen_horizon:probe={}", ("retrospective", *(f"{probe},sigma=1.6" for probe in _INDEPENDENT))),
+    "probe, no horizon": ("gen:probe={}", ("retrospective", *_INDEPENDENT)),
     "sigma": ("gen_horizon:sigma={}", _SIGMAS),
     "sigma, no horizon": ("gen:sigma={}", _SIGMAS),
 }
