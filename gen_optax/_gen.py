@@ -153,9 +153,9 @@ def scale_by_gen(
     """
     if controller is None:
         controller = Balance() if num_steps is not None or decay is not None else Balance(sigma=_SIGMA_OPEN_END)
-    _check_part("controller", controller, "observe", "balance() or algorithm_1()")
+    _check_part("controller", controller, Controller.observe, "balance() or algorithm_1()")
     probe = controller.default_probe() if probe is None else probe
-    _check_part("probe", probe, "measure", "retrospective() or finite_difference()")
+    _check_part("probe", probe, Probe.measure, "retrospective() or finite_difference()")
     every = controller.every if every is None else every
     _check_settings(every=every, num_steps=num_steps, decay=decay, value_fn=value_fn)
     controller.check(probe)
@@ -316,10 +316,10 @@ class _Rule:
         """What `update` was given, checked."""
         if params is None:
             raise ValueError(f"scale_by_gen probes the loss around the parameters: pass params to update.{_loss.USAGE}")
+        loss, value, grad = _loss.arguments(extra_args, self.value_fn)
         _company.refuse_params(params)
         _company.warn_in_multi_steps()
         _axes.require_axis_name(self.axis_name)
-        loss, value, grad = _loss.arguments(extra_args, self.value_fn)
         searching = self.controller.searching(state.controller)
         at_once = _flow.either(searching, state.info.status == ProbeStatus.OVERSHOOT)
         return Context(
@@ -368,7 +368,7 @@ class _Rule:
 
     def _observe(self, context: Context, state: GenState, losses: jax.Array) -> _Seen:
         learning_rate = state.learning_rate
-        measurement = _typed(self.probe.measure(state.probe, losses, context), learning_rate.dtype)
+        measurement = _typed(self.probe.measure(state.probe, losses, context), learning_rate)
         _axes.require_agreement(measurement, learning_rate, context.axis_name)
         status = judge(measurement)
         info = _info(state.info, measurement, status)
@@ -401,19 +401,21 @@ def _info(info: GenInfo, measurement: Measurement, status: jax.Array) -> GenInfo
     )
 
 
-def _typed(measurement: Measurement, dtype: Any) -> Measurement:
-    """Arrays of the state's dtype, or bool, through which nothing is differentiated."""
+def _typed(measurement: Measurement, learning_rate: jax.Array) -> Measurement:
+    """Arrays of the type of the rate, or bool, through which nothing is differentiated."""
+    zero = jnp.zeros_like(learning_rate)  # it varies over the devices over which the rate does
     flags = ("jumped", "is_path", "out_of_turn")
-    named = measurement._asdict().items()
-    return jax.lax.stop_gradient(
-        Measurement(**{name: jnp.asarray(x).astype(jnp.bool_ if name in flags else dtype) for name, x in named})
-    )
+
+    def typed(name, x):
+        return jnp.asarray(x, jnp.bool_) | (zero > 0) if name in flags else jnp.asarray(x, zero.dtype) + zero
+
+    return jax.lax.stop_gradient(Measurement(**{name: typed(name, x) for name, x in measurement._asdict().items()}))
 
 
 def _nothing(learning_rate: jax.Array) -> tuple[Measurement, jax.Array]:
     """In place of a measurement and its status."""
     zero = jnp.zeros_like(learning_rate)
-    return _typed(Measurement(zero, zero, zero, zero, zero), learning_rate.dtype), jnp.int32(ProbeStatus.NONE)
+    return _typed(Measurement(zero, zero, zero, zero, zero), learning_rate), zero.astype(jnp.int32)
 
 
 def _is_turn(call: jax.Array, every: Any) -> Any:
@@ -425,12 +427,12 @@ def _hold_then_linear(num_steps: Any) -> optax.Schedule:
     """s(t): 1 for three quarters of the steps, then linearly to 0."""
     if num_steps is None:
         return lambda count: 1.0
-    return lambda count: jnp.clip(4 * (1 - count / num_steps), 0, 1)
+    return lambda count: jnp.clip(4 * (1 - count.astype(jnp.result_type(float)) / num_steps), 0, 1)
 
 
-def _check_part(name: str, part: Any, method: str, known: str) -> None:
-    """Raises a ValueError on what is no controller, or no probe."""
-    if isinstance(part, type) or not hasattr(part, method):
+def _check_part(name: str, part: Any, method: Callable[..., Any], known: str) -> None:
+    """Raises a ValueError on what is no controller, or no probe, for it does not define the method."""
+    if isinstance(part, type) or getattr(type(part), method.__name__, method) is method:
         raise ValueError(f"{name} must be a gen_optax.{name.capitalize()} such as {known}, got {part!r}.")
 
 

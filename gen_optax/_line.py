@@ -40,7 +40,8 @@ def losses(context: Context, lines: Sequence[tuple[Any, Line]]) -> tuple[jax.Arr
         return jnp.zeros((0,)), jnp.zeros((0,))
 
     def padded(line: Line, n: int) -> Callable[[], tuple[jax.Array, bool, int]]:
-        return lambda: (jnp.pad(line.points(), (0, length - n)), line.ends_at_infinity, n)
+        dtype = context.learning_rate.dtype
+        return lambda: (jnp.pad(line.points().astype(dtype), (0, length - n)), line.ends_at_infinity, n)
 
     points, stops, count = _first_wanted(
         [(wanted, padded(line, n)) for (wanted, line), n in zip(lines, sizes, strict=True)]

@@ -126,6 +126,7 @@ def on_the_network(batch):
     return lambda w: numpy_network_loss(w, x, y)
 
 
+@pytest.mark.rounding
 @pytest.mark.parametrize(
     ("points", "batching"), [(3, "vmap"), (3, "map"), (5, "vmap"), (5, "map"), (9, "vmap"), (9, "map")]
 )

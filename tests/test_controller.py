@@ -128,10 +128,32 @@ def test_no_measurement_whatever_breaks_the_rate(slope, curvature, noise, rate, 
         state = state._replace(age=jnp.int32(age), floor=jnp.float32(rate / 2))
     for _ in range(2):
         rate, state, _ = observed(controller, measured, rate, state)
-        rate = Bounds(None, None).clip(rate)
+        assert 0 <= rate <= np.inf  # not NaN
+        rate = Bounds(None, None).clip(jnp.maximum(rate, jnp.finfo(rate.dtype).tiny))  # as update does
         assert 0 < rate < np.inf
         if not measured.out_of_turn:
             assert all(np.isfinite(x) for x in jax.tree.leaves(state))
+
+
+@by_name
+def test_a_known_rate_never_becomes_0(controller):
+    """Which means that none was found: overshoot after overshoot, it ends at the least normal number."""
+    probe = gen_optax.finite_difference(independent=True)
+    tx = gen_optax.scale_by_gen(controller=controller, probe=probe, every=1)
+    w, state = jnp.zeros(2), tx.init(jnp.zeros(2))
+    known = {"age": jnp.int32(1000)} if state.controller != () else {}
+    state = state._replace(learning_rate=jnp.float32(5e-37))
+    if known:
+        state = state._replace(controller=state.controller._replace(**known))
+    update = jax.jit(
+        lambda s: tx.update(1e37 * jnp.ones(2), s, w, value_fn=lambda w: jnp.where(w[0] > 0, jnp.inf, 1.0))
+    )
+    for _ in range(4):
+        updates, state = update(state)
+        assert state.learning_rate > 0
+        assert not np.any(updates)
+    assert state.learning_rate < 5e-37
+    assert state.info.num_probes == 4
 
 
 def test_a_controller_of_ones_own_needs_two_methods():

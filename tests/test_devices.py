@@ -22,8 +22,7 @@ def results():
     """What every case returned, in a process that was told of eight devices before it started."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        # What is compiled runs a few times only: not worth optimising.
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
         "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]),
     }
     command = [sys.executable, "-W", "error", str(HERE / "devices_worker.py")]

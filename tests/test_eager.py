@@ -79,6 +79,7 @@ def test_the_loss_is_called_where_it_is_due_and_nowhere_else(name):
     assert np.all((called - traced)[1:] <= passes)
 
 
+@pytest.mark.rounding
 @pytest.mark.parametrize("name", CASES)
 def test_the_numbers_are_those_of_the_compiled_step(name):
     """To rounding: XLA fuses what is compiled as a whole. A probe magnifies that of the loss."""

@@ -37,7 +37,7 @@ def test_page(page):
         return
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices[1]}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices[1]}",
     }
     command = [sys.executable, "-W", "error", __file__, str(page)]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)

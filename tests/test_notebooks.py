@@ -61,6 +61,7 @@ def test_stored(path):
             assert not MACHINE_PATH.search(text), text
 
 
+@pytest.mark.slow
 @each
 def test_runs(path):
     """In a process of its own: what jupyter warns of is not ours, and a kernel ends with it."""

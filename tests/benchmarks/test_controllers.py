@@ -49,6 +49,7 @@ def recurrence(rule):
     return np.array(rates)
 
 
+@pytest.mark.rounding
 def test_lqa_steps_to_the_minimum_of_each_parabola():
     expected = recurrence(lambda b, a: b / a)
     np.testing.assert_allclose(trace(LQA()), expected, rtol=1e-3)  # differences of rounded losses
