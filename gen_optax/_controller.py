@@ -72,7 +72,7 @@ class Controller(Protocol):
         never rises. Where the loss was not finite it falls by 10.
         """
         overshot, jumped = status == ProbeStatus.OVERSHOOT, status == ProbeStatus.JUMP
-        after_jump = jnp.clip(jnp.where(jnp.isfinite(factor), factor, 0), _AFTER_JUMP, 1)
+        after_jump = jnp.clip(jnp.where(jnp.isnan(factor), 0, factor), _AFTER_JUMP, 1)
         return overshot | jumped, jnp.where(overshot, _AFTER_OVERSHOOT, after_jump)
 
 

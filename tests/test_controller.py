@@ -83,7 +83,7 @@ def test_a_training_run_stays_within_its_bounds(controller, of_loss, applied):
         ("JUMP", 0.3, 0.5),
         ("JUMP", -3.0, 0.5),
         ("JUMP", np.nan, 0.5),
-        ("JUMP", np.inf, 0.5),
+        ("JUMP", np.inf, 1.0),  # a slope without curvature: no minimum near
         ("JUMP", 1.5, 1.0),  # never up
         *((status.name, 0.3, None) for status in ProbeStatus if status.name not in ("OVERSHOOT", "JUMP")),
     ],
