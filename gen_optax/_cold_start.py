@@ -44,7 +44,7 @@ def first_rate(
         value = _axes.mean(jax.lax.stop_gradient(context.value.astype(losses.dtype)), context.axis_name)
     rounding = context.arithmetic.rounding(context.value) * jnp.abs(value)
     usable = jnp.isfinite(value) & (tried[0] > 0) & jnp.isfinite(tried[0])
-    losses = jnp.where(usable & ~jnp.isnan(losses), losses, value)  # a rate that was not tried tells nothing
+    losses = jnp.where(usable & ~jnp.isnan(losses), losses, value)  # a loss that is NaN tells nothing
     lowest = jnp.argmin(losses)
     best = jnp.where(losses[lowest] < value, tried[lowest], 0)
     seen = losses[lowest] < value - rounding
