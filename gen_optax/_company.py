@@ -1,8 +1,9 @@
 """Where `scale_by_gen` may stand among optax's wrappers, and what to write instead where it may not.
 
-Two things go wrong. A wrapper between the base and `scale_by_gen` that moves parameters by rules of its own (averages
-them, or holds them back for some calls) hands on updates that must not be scaled. And a wrapper around it that calls
-`update` more often than it applies the result probes in vain. Neither crashes; so both are looked for here.
+Three things go wrong. A wrapper between the base and `scale_by_gen` that moves parameters by rules of its own (averages
+them, or holds them back for some calls) hands on updates that must not be scaled. A learning rate that the base
+schedules is measured away. And a wrapper around it that calls `update` more often than it applies the result probes in
+vain. None of them crashes; so all are looked for here.
 """
 
 import sys
@@ -35,6 +36,24 @@ def refuse_base(state: Any) -> None:
     for leaf in jax.tree.leaves(state, is_leaf=refused):
         if refused(leaf):
             raise ValueError(f"gen cannot scale the updates of this base: {_NOT_IN_THE_BASE[type(leaf)]}")
+
+
+def warn_of_base(state: Any) -> None:
+    """Warns if the state of a base shows a schedule of its learning rate."""
+    if any(map(_is_scheduled, jax.tree.leaves(state, is_leaf=_is_scheduled))):
+        warnings.warn(
+            "The base of gen schedules a learning rate of its own, which is measured away: GeN's learning rate rises "
+            "as the schedule falls. Give the base the constant 1.0 and the schedule to gen, with a peak of 1: "
+            "gen(optax.adamw(1.0), decay=optax.cosine_decay_schedule(1.0, T)), or gen(..., num_steps=T).",
+            stacklevel=3,
+        )
+
+
+def _is_scheduled(state: Any) -> bool:
+    """Of a schedule given to an optimizer, or by name to `optax.inject_hyperparams`."""
+    if isinstance(state, optax.InjectStatefulHyperparamsState):
+        return any("learning_rate" in name for name in state.hyperparams_states)
+    return isinstance(state, optax.ScaleByScheduleState)
 
 
 def refuse_params(params: Any) -> None:

@@ -14,16 +14,20 @@ from gen_optax._masks import is_masked
 
 Loss = Callable[[optax.Params], jax.Array]
 
+# What these arguments of `update` tell is for GeN alone: `**kwargs` of a loss does not receive them.
+_OWN = ("value", "loss", "grad", "value_fn", "obj_fn")
+
 USAGE = """
     updates, state = tx.update(grads, state, params, value=value, value_fn=loss_fn, batch=batch)"""
 
 
 def arguments(
-    extra_args: Mapping[str, Any], default_value_fn: Callable[..., Any] | None
+    extra_args: Mapping[str, Any], default_value_fn: Callable[..., Any] | None, params: optax.Params = None
 ) -> tuple[Loss, jax.Array | None, Any]:
     """What `update` was given as `(loss, value, grad)`: the loss bound to its arguments, the others checked.
 
-    `obj_fn` is a synonym of `value_fn`, and `loss` of `value`.
+    `obj_fn` is a synonym of `value_fn`, and `loss` of `value`. With `params`, `grad` is a tree like them: around masked
+    ones its parts are left out, since `optax.masked` hands on extra arguments whole.
     """
     given = {name: x for name, x in extra_args.items() if x is not None}
     for name, synonym in (("value", "loss"), ("value_fn", "obj_fn")):
@@ -37,16 +41,25 @@ def arguments(
             "optax.MultiSteps(...).gradient_transformation() and flax.training.train_state.TrainState do: give "
             "value_fn to scale_by_gen (or gen) itself, leave the wrapper out, or take gen_optax.linen.TrainState."
         )
+    if not callable(value_fn):
+        raise TypeError(
+            f"value_fn must be a function of the parameters that returns the loss, got a {type(value_fn).__name__}. "
+            f"The loss itself goes into value:{USAGE}"
+        )
     value, grad = given.get("value", given.get("loss")), jax.lax.stop_gradient(given.get("grad"))
     value = None if value is None else as_scalar(value, "value must be")
+    if grad is not None and params is not None:
+        if _has_masked_nodes(params):
+            grad = jax.tree.map(lambda p, g: p if is_masked(p) else g, params, grad, is_leaf=is_masked)
+        _tree.require_like(grad, params, "grad")
     known = {name: x for name, x in extra_args.items() if name in given or name not in ("value", "grad")}
     return _bind(value_fn, known), value, grad
 
 
 def _bind(value_fn: Callable[..., Any], extra_args: Mapping[str, Any]) -> Loss:
-    """`params -> scalar loss`, with the keyword arguments that `value_fn` names taken from `extra_args`.
+    """`params -> scalar loss`, with the keyword arguments that `value_fn` asks for taken from `extra_args`.
 
-    An error inside `value_fn` that has masked parameters for its likely cause says so.
+    An error inside `value_fn` that has masked parameters, or those of an nnx model, for its likely cause says so.
     """
     loss = scalar(functools.partial(value_fn, **_select(value_fn, extra_args)))
 
@@ -59,6 +72,12 @@ def _bind(value_fn: Callable[..., Any], extra_args: Mapping[str, Any]) -> Loss:
                     "gen_optax: the parameters handed to value_fn hold optax.MaskedNode, because scale_by_gen sits "
                     "inside optax.masked or optax.partition. Pass update a loss that fills in the frozen ones: "
                     "value_fn=gen_optax.unmasked_value_fn(loss_fn, params)."
+                )
+            if _is_nnx_state(params) and "State" in str(error):
+                error.add_note(
+                    "gen_optax: value_fn was handed the parameters of an nnx model, an nnx.State, in place of the "
+                    "model. Make a loss over the state of your loss over the model, before the forward pass of the "
+                    "gradient: value_fn=gen_optax.nnx.make_value_fn(loss_fn, model)."
                 )
             raise
 
@@ -198,10 +217,10 @@ def _replace(params: optax.Params, moved: list[jax.Array]) -> optax.Params:
 
 
 def _select(value_fn: Callable[..., Any], extra_args: Mapping[str, Any]) -> dict[str, Any]:
-    """The extra arguments that `value_fn` names, its first parameter excepted."""
+    """The extra arguments that `value_fn` names, its first parameter excepted; all but GeN's own for `**kwargs`."""
     try:
-        parameters = list(inspect.signature(value_fn).parameters.values())[1:]
-    except (TypeError, ValueError):  # a callable without a readable signature
+        first, *parameters = inspect.signature(value_fn).parameters.values()
+    except (TypeError, ValueError):  # a callable without a readable signature, or without parameters
         return {}
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     missing = [p.name for p in named if p.default is p.empty and p.name not in extra_args]
@@ -210,8 +229,16 @@ def _select(value_fn: Callable[..., Any], extra_args: Mapping[str, Any]) -> dict
             f"value_fn needs the argument{'s' * (len(missing) > 1)} {', '.join(missing)}, which update was not given. "
             f"Pass {missing[0]}=... to update, or close value_fn over it:{USAGE}"
         )
-    return {p.name: extra_args[p.name] for p in named if p.name in extra_args}
+    wanted = {p.name for p in named}
+    if any(p.kind == p.VAR_KEYWORD for p in parameters):
+        wanted |= extra_args.keys() - {first.name, *_OWN}
+    return {name: x for name, x in extra_args.items() if name in wanted}
 
 
 def _has_masked_nodes(tree: Any) -> bool:
     return any(is_masked(leaf) for leaf in jax.tree.leaves(tree, is_leaf=is_masked))
+
+
+def _is_nnx_state(params: Any) -> bool:
+    """Told by the name of its module, as flax need not be installed."""
+    return type(params).__name__ == "State" and type(params).__module__.startswith("flax.nnx")

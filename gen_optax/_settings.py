@@ -4,7 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 
 def require(name: str, setting: Any, condition: Callable[[Any], bool], what: str) -> None:
@@ -36,3 +38,27 @@ def above_one(x: Any) -> bool:
 def whole(x: Any) -> bool:
     """A whole number of at least 1."""
     return isinstance(x, int | np.integer) and not isinstance(x, bool) and bool(x >= 1)
+
+
+def require_peak_of_one(decay: optax.Schedule) -> None:
+    """Raises a ValueError where the peak of a decay is far from 1, as that of a schedule of learning rates is.
+
+    The schedule is evaluated at some 100 counts up to 2**30. One that cannot be evaluated is taken as it is.
+    """
+    counts = np.unique((2 ** np.linspace(0, 30, 121)).astype(np.int32) - 1)
+    try:
+        with jax.ensure_compile_time_eval():
+            factors = np.asarray(jax.jit(jax.vmap(decay))(jnp.asarray(counts)), float)
+    except Exception:
+        return
+    factors = factors[np.isfinite(factors)]
+    if not factors.size:
+        return
+    # A polynomial may rise again behind its horizon, which is not known here: only the first hump can be too high.
+    fallen = factors < np.maximum.accumulate(factors) / 2
+    peak = factors[: max(1, np.argmax(fallen)) if fallen.any() else None].max()
+    if peak > 2 or factors.max() < 0.5:
+        raise ValueError(
+            f"decay is a factor on the learning rate that GeN finds, so its peak must be 1; this one's is {peak:.4g}. "
+            "Write for example optax.cosine_decay_schedule(1.0, T)."
+        )

@@ -86,7 +86,7 @@ def make_value_fn(
                 f"    selected: {structure}\n    given:    {jax.tree.structure(params)}"
             )
         built, bound = nnx.merge(graphdef, nnx.State({0: params}), rest)
-        return loss_fn(built, *args, **bound, **kwargs)
+        return loss_fn(built, *args, **{**kwargs, **bound})  # to **kwargs, GeN hands all arguments of update
 
     parameters = list(inspect.signature(loss_fn).parameters.values())
     free = [p for p in parameters[1:] if p.name not in arguments]
