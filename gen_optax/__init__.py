@@ -7,7 +7,6 @@ from gen_optax._alias import gen_lion as gen_lion
 from gen_optax._alias import gen_sgd as gen_sgd
 from gen_optax._balance import Balance as balance
 from gen_optax._controller import Controller as Controller
-from gen_optax._direction import Path as Path
 from gen_optax._direction import Step as Step
 from gen_optax._fit import QuadraticFit as QuadraticFit
 from gen_optax._fit import fit_quadratic as fit_quadratic
@@ -24,6 +23,8 @@ from gen_optax._measurement import ProbeStatus as ProbeStatus
 from gen_optax._metrics import metrics as metrics
 from gen_optax._microbatch import mean_value_and_grad as mean_value_and_grad
 from gen_optax._microbatch import mean_value_fn as mean_value_fn
+from gen_optax._notice import Notice as Notice
+from gen_optax._path import Path as Path
 from gen_optax._probe import Probe as Probe
 from gen_optax._probe import exact as exact
 from gen_optax._probe import finite_difference as finite_difference
@@ -37,6 +38,7 @@ __all__ = [
     "GenInfo",
     "GenState",
     "Measurement",
+    "Notice",
     "Path",
     "Probe",
     "ProbeStatus",

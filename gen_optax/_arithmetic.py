@@ -7,7 +7,7 @@ What is rounded before the mean over a batch averages out in it: of bfloat16 act
 their last place are left in the loss. A mean in bfloat16 has lost all that it says below its own last place.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -44,9 +44,9 @@ class Arithmetic(NamedTuple):
         return max(scalar_eps, _ULPS * min(self.eps, _FLOAT32_EPS), self.eps / _ULPS)
 
 
-def arithmetic(loss: Callable[[Any], jax.Array], params: Any) -> Arithmetic:
-    """The arithmetic of `loss` between `params` and its value; what does not depend on the parameters is left out."""
-    jaxpr = jax.make_jaxpr(loss)(params).jaxpr
+def arithmetic(trace: Any) -> Arithmetic:
+    """The arithmetic of a loss, from its trace; what does not depend on the parameters is left out."""
+    jaxpr = trace.jaxpr
     entered = [*jaxpr.invars, *jaxpr.outvars]  # parameters that are bfloat16 are rounded to it, whatever comes then
     eps, scalar_eps = _walk(jaxpr, [True] * len(jaxpr.invars))
     (value,) = jaxpr.outvars

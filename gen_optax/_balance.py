@@ -5,12 +5,12 @@ A fresh batch says of the steps that it judges, `d = h u`, by which factor they 
 `b h = A h^2 / 2`, hence `rho = 1 / 2` although nothing is wrong. A rule that aims at the minimum, `rho = 1`, would
 halve the rate again and again. This one aims at `sigma rho = 1` for a sigma a little below 2:
 
-    start    no rate is known: rates that double along the first step      _cold_start.py
-    search   the first 50 probes, one a call: climb from a fiftieth of the best of these, with care
+    start    no rate is known: rates that rise along the first step      _cold_start.py
+    search   the first 50 probes, one a call: climb from a part of the best of these, with care
     hold     log eta += weight * clip(sigma * slope / max(curvature, noise) - 1, -log m, log m)
 
-In every phase an emergency, a step that overshot beyond doubt, lowers the rate at once; after the search so does a
-setback, an average loss that the steps have cost a quarter of what they had gained.
+A fresh batch is not always fresh. So a gain counts by the part of it that other batches confirm. In every phase an
+emergency, steps that overshot beyond doubt, lowers the rate at once.
 """
 
 import dataclasses
@@ -25,23 +25,20 @@ from gen_optax._measurement import Measurement, ProbeStatus
 from gen_optax._probe import retrospective
 
 
-class Losses(NamedTuple):
-    """The loss where the steps judged start, on batches that these have not seen. All infinite before the first."""
+class Claims(NamedTuple):
+    """What the steps judged have gained on the batches that judge them, and whether other batches confirm it."""
 
-    first: jax.Array
-    average: jax.Array
-    deviation: jax.Array  # standard, of single losses about it; no square, which might overflow, is kept
-    lowest: jax.Array  # that the average was, since the last setback
-    change: jax.Array  # since then by the steps judged, from one end of them to the other on the same batch
-    change_error: jax.Array  # its standard error
+    number: jax.Array  # int32, of paths
+    gained: jax.Array  # from the start of the steps to their end, on one batch: an average
+    lost: jax.Array  # at the start, from the batch that was next to be trained on there to this one: an average
+    deviation: jax.Array  # standard, of single losses of this kind; no square, which might overflow, is kept
 
 
 class BalanceState(NamedTuple):
     """What `balance` remembers; floating-point scalars in the dtype of the learning rate."""
 
     age: jax.Array  # int32, probes since the rate was found; -1: it is not known yet
-    floor: jax.Array  # the rate where the search began, which does not fall below
-    losses: Losses
+    claims: Claims
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,15 +61,21 @@ class Balance(Controller):
     overshoots would stay there. The rate falls at once, but rises by the cube root of the factor to the target, since
     steps that are too long for a dozen calls leave dead units that no probe sees.
 
+    A batch that the model has been trained on lately, or one like it, flatters the steps: data used several times in a
+    row, sorted data, several epochs over one rollout. What it says then is not confirmed by the next path, which starts
+    at the same point with another batch, and a higher loss. With the averages `gained` of the falls along the paths and
+    `lost` of the rises between them, and as far as `lost` is beyond its standard error, :math:`b h` counts for its part
+    :math:`1 - \mathrm{lost} / \mathrm{gained}`. A loss that rises by itself, more than the steps claim, counts less.
+
     It refuses probes along the step on the gradient's own batch. There the batch's own noise counts as slope, and the
     rate can run away.
 
     Args:
-      init_learning_rate: None, and as good as any: the first rate is found. The first call tries rates that double, and
-        the search begins at a fiftieth of the best; until there is one, no step is taken. A given rate is where the
-        search begins if it is lower, by up to a factor of 10, than where it would; any other counts as unknown.
+      init_learning_rate: the first learning rate. None, the default: it is found. The first call tries rates along the
+        step, and the search begins at a part of the best; until there is one, no step is taken. A given rate is where
+        the search begins if it is lower, by up to a factor of 10, than where it would; any other counts as unknown.
       sigma: the factor on `b / (A h)` at which the rate stands still once it is found.
-      smoothing: 1 minus the least weight `w` of a probe.
+      smoothing: 1 minus the least weight `w` of a probe, and of a path in an average.
       max_change: `m`, greater than 1: the factor by which one probe of weight 1 moves the rate.
       search_probes: probes, one a call, of the search.
       search_sigma: sigma during the search, unless `sigma` is lower.
@@ -82,11 +85,7 @@ class Balance(Controller):
       first_fraction: where the search begins, as a part of what the first step alone would bear. Momentum is still to
         come, and curvature falls from its height at the start.
       least_given: a given rate below this part of that is a climb of its own, and counts as unknown.
-      setback: a setback is a rise of the average loss above the lowest it has been by this part of what it had gained,
-      setback_errors: and by this many of its standard errors. One outlier amounts to at most 1.73 of them.
-      change_errors: But it is none where the changes that the steps made to the loss of one and the same batch add up
-        to less than the rise by this many standard errors: the loss then rose without them.
-      setback_probes: probes before the first setback.
+      confirm_errors: a gain is doubted where `lost` is above this many of its standard errors.
 
     Raises:
       ValueError: on a setting outside its range.
@@ -105,25 +104,21 @@ class Balance(Controller):
     search_sigma: float = 1.0
     memory: float = 4.0
     max_weight: float = 0.5
-    first_fraction: float = 0.02
+    first_fraction: float = 0.03
     least_given: float = 0.1
-    setback: float = 0.25
-    setback_errors: float = 1.75
-    change_errors: float = 3.0
-    setback_probes: int = 10
+    confirm_errors: float = 1.0
 
     every = 16
+    num_start_rates = _cold_start.NUM_RATES
 
     def __post_init__(self):
         if self.init_learning_rate is not None:
             what = "a positive number, or None to have it found"
             _settings.require("init_learning_rate", self.init_learning_rate, _settings.positive, what)
-        for name in ("sigma", "search_sigma", "memory", "first_fraction", "least_given", "setback"):
+        for name in ("sigma", "search_sigma", "memory", "first_fraction", "least_given"):
             _settings.require(name, getattr(self, name), _settings.positive, "a positive number")
-        for name in ("setback_errors", "change_errors"):
-            _settings.require(name, getattr(self, name), _settings.number, "a number")
-        for name in ("search_probes", "setback_probes"):
-            _settings.require(name, getattr(self, name), lambda x: x == 0 or _settings.whole(x), "a whole number")
+        _settings.require("confirm_errors", self.confirm_errors, _settings.number, "a number")
+        _settings.require("search_probes", self.search_probes, lambda x: x == 0 or _settings.whole(x), "a whole number")
         for name in ("smoothing", "max_weight"):
             _settings.require(name, getattr(self, name), _settings.fraction, "in [0, 1)")
         _settings.require("max_change", self.max_change, _settings.above_one, "greater than 1")
@@ -145,46 +140,45 @@ class Balance(Controller):
         """No rate, unless one is given."""
         given = 0 if self.init_learning_rate is None else self.init_learning_rate
         # Every field an array of its own: all of them can be donated.
-        losses = Losses(*(jnp.full((), jnp.inf, dtype) for _ in Losses._fields))
-        return jnp.array(given, dtype), BalanceState(jnp.full((), -1, jnp.int32), jnp.zeros((), dtype), losses)
+        claims = Claims(jnp.zeros((), jnp.int32), *(jnp.zeros((), dtype) for _ in range(3)))
+        return jnp.array(given, dtype), BalanceState(jnp.full((), -1, jnp.int32), claims)
 
     def starting(self, state):
         """Until a rate is found."""
         return state.age < 0
 
-    def start_points(self, state, context):
-        """Rates that double."""
-        return _cold_start.rates(context)
+    def start_rate(self, k, tried, losses, context):
+        """Where the loss begins to change, and rates that rise from there."""
+        return _cold_start.rate(k, tried, losses, context)
 
-    def start(self, learning_rate, state, points, losses, context):
+    def start(self, learning_rate, state, tried, losses, context):
         """The rate where the search begins. A given rate against which nothing speaks is kept, without a search."""
-        start, seen, status = _cold_start.first_rate(context, points, losses, self.first_fraction)
+        start, seen, status = _cold_start.first_rate(context, tried, losses, self.first_fraction)
         start, given = start.astype(learning_rate.dtype), learning_rate
         kept = (given > 0) & ~seen
         start = jnp.where(given >= self.least_given * start, jnp.minimum(given, start), start)
         found = jnp.where(kept, given, start)
         age = jnp.where(kept, self.search_probes, jnp.where(found > 0, 0, -1)).astype(jnp.int32)
-        return found, state._replace(age=age, floor=jnp.where(kept, 0, start)), status
+        return found, state._replace(age=age), status
 
     def searching(self, state):
         """While a rate that was found is young."""
         return (state.age >= 0) & (state.age < self.search_probes)
 
     def observe(self, learning_rate, state, measurement, status, context):
-        """One law in two phases, and two brakes."""
+        """One law in two phases, and a brake."""
         weight = self._weight(state.age, context.every, learning_rate.dtype)
         least = jnp.maximum(measurement.noise, jnp.finfo(learning_rate.dtype).tiny)
-        rho = measurement.slope / jnp.maximum(measurement.curvature, least)
         searching = self.searching(state)
+        claims, unconfirmed = self._confirm(state.claims, measurement)
+        rho = measurement.slope / jnp.maximum(measurement.curvature, least)
+        rho = jnp.where(rho > 0, rho * (1 - unconfirmed), rho)
         factor = jnp.where(searching, self._search(rho, weight, measurement), self._hold(rho, weight))
         readable = jnp.isin(status, jnp.array([ProbeStatus.ACCEPTED, ProbeStatus.ASCENT, ProbeStatus.NO_CURVATURE]))
         moved = jnp.where(readable, learning_rate * factor, learning_rate)
-        moved = jnp.maximum(moved, jnp.where(searching, jnp.minimum(state.floor, learning_rate), 0))
         overshot, falls = self.emergency(self._sigma(searching) * rho, status)
         moved = jnp.where(overshot, learning_rate * falls, moved)
-        losses, set_back = self._watch(state, measurement, jnp.maximum(weight, 1 / (state.age + 1)))
-        moved = jnp.where(set_back, moved / self.max_change, moved)
-        return moved, state._replace(age=state.age + 1, losses=losses)
+        return moved, BalanceState(state.age + 1, claims)
 
     def _search(self, rho, weight, measurement):
         """The factor while a rate is being found: up with care, down at once; and not up where the loss curves down."""
@@ -209,37 +203,25 @@ class Balance(Controller):
         calls = jnp.where(later, self.search_probes + (age - self.search_probes) * spacing, age)
         return jnp.clip(self.memory * spacing / jnp.maximum(calls, 1), least, jnp.maximum(least, self.max_weight))
 
-    def _watch(self, state: BalanceState, measurement: Measurement, weight: jax.Array) -> tuple[Losses, jax.Array]:
-        """The losses with this one, and whether they show a setback that is the fault of the steps.
+    def _confirm(self, old: Claims, measurement: Measurement) -> tuple[Claims, jax.Array]:
+        """The claims with this one, and the part of a gain that other batches do not confirm.
 
-        Harder data may raise a loss as well, or a penalty that grows. What the steps did to the loss on one and the
-        same batch tells: there such a shift cancels.
+        A batch that had a part in the steps, or one like it, says that they have gained what they have not: where they
+        start, it is worse than the batch before it by as much. A loss that rises without the steps takes away more.
         """
-        counts = jnp.isfinite(measurement.value) & ~measurement.out_of_turn  # an alarm's batch is a bad one
-        loss = jnp.where(counts, measurement.value, 0)
-        none = jnp.zeros_like(loss)
-        known, start = jnp.isfinite(state.losses.average), Losses(loss, loss, none, loss, none, none)
-        old = jax.tree.map(lambda x, new: jnp.where(known, x, new), state.losses, start)
-
-        error = loss - old.average
-        average = old.average + weight * error
-        deviation = jnp.sqrt(1 - weight) * jnp.hypot(old.deviation, jnp.sqrt(weight) * error)
-        lowest = jnp.minimum(old.lowest, average)
-        rise, standard_error = average - lowest, deviation * jnp.sqrt(weight / (2 - weight))
-        set_back = (rise > self.setback * jnp.abs(old.first - lowest)) & (rise > self.setback_errors * standard_error)
-        set_back &= counts & (state.age >= self.setback_probes) & ~self.searching(state)
-
-        by_steps = measurement.end_value - measurement.value
-        by_steps = jnp.where(jnp.isfinite(by_steps), by_steps, 0)
-        change, change_error = old.change + by_steps, jnp.hypot(old.change_error, by_steps)
-        set_back &= ~measurement.is_path | (change + self.change_errors * change_error >= rise)
-        risen = (rise > 0) & ~set_back
-        seen = Losses(
-            old.first,
-            average,
-            deviation,
-            jnp.where(set_back, average, lowest),
-            jnp.where(risen, change, 0),
-            jnp.where(risen, change_error, 0),
+        gained = measurement.value - measurement.end_value
+        lost = measurement.value - measurement.value_before
+        counts = measurement.is_complete & ~measurement.out_of_turn & jnp.isfinite(lost) & jnp.isfinite(gained)
+        share = jnp.clip(2 / (2 + old.number), 1 - self.smoothing, 1).astype(old.lost.dtype)
+        weight, error = jnp.where(counts, share, 0), jnp.where(counts, lost - old.lost, 0)
+        new = Claims(
+            number=old.number + counts,
+            gained=old.gained + weight * jnp.where(counts, gained - old.gained, 0),
+            lost=old.lost + weight * error,
+            deviation=jnp.sqrt(1 - weight) * jnp.hypot(old.deviation, jnp.sqrt(weight) * error),
         )
-        return jax.tree.map(lambda new, x: jnp.where(counts, new, x), seen, state.losses), set_back
+        doubt = self.confirm_errors * new.deviation * jnp.sqrt(share / (2 - share)) + measurement.noise
+        doubted = (new.number > 1) & (new.lost > doubt)
+        part = new.lost / jnp.where(new.gained > 0, new.gained, jnp.inf)
+        certain = 1 - (doubt / jnp.where(doubted, new.lost, 1)) ** 2
+        return new, jnp.where(doubted, certain * jnp.clip(jnp.minimum(part, 2 - part), 0, 1), 0)

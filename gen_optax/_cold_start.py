@@ -1,63 +1,92 @@
-"""The first learning rate: rates that double along the first step, and where the search for a better one begins."""
+"""The first learning rate: the first that changes the loss visibly, rates that rise from there, and what they say.
+
+No size of the parameters is asked for, and none of the loss. Along the step `u` the rates are powers of two, in units
+of `1 / max|u|`: eight forward passes bisect the range of the exponents for the least that changes the loss by more than
+its rounding; from there on each rate is four times the last one.
+"""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gen_optax import _axes, _tree
 from gen_optax._measurement import Context, ProbeStatus, first_of
 
-_NUM_RATES = 18  # 2^17 > 1e5: from a step of 1e-5 relative to the parameters to one of their own size
+_BISECTIONS, _RISES = 8, 14  # nearly 2^8 exponents of float32; a change of the loss by 4 roundings, times 4^14, is any
+_VISIBLE = 4.0  # times its rounding error: a change of the loss that is seen beyond doubt
+
+# Between powers of two: at these the losses of exercises often are what they were at 0.
+_POWERS = np.ldexp(np.float32(0.7), np.arange(-126, 128))
+
+NUM_RATES = 1 + _BISECTIONS + _RISES  # the first is 0
 
 
-def rates(context: Context) -> jax.Array:
-    """The rates to try, shape (18,) or, where the loss at the parameters is unknown, (19,) with 0 in front.
+def rate(k: jax.Array, tried: jax.Array, losses: jax.Array, context: Context) -> jax.Array:
+    """The `k`-th rate to try, where the losses at those before it are known; infinite: there is none.
 
-    From a step of 1e-5 relative to the parameters to one of their own size; parameters near zero count as 0.1 an entry.
-    All 0 where the step is zero, and infinite where it is not finite.
+    Behind a rate that rose too far, so that the loss is not finite, none is tried.
     """
-    params, updates, axis_name = context.params, context.updates, context.axis_name
-    leaves = filter(_tree.is_inexact, jax.tree.leaves(params))
-    size = sum(jnp.size(leaf) * _axes.num_shards(leaf, axis_name) for leaf in leaves)
-    unit = jnp.sqrt(jnp.maximum(_squared_norm(params, axis_name, 1.0), 0.01 * size))
-    largest = _axes.maximum(_tree.power_of_two(updates), axis_name)
-    step = largest * jnp.sqrt(_squared_norm(updates, axis_name, 1 / largest))
-    first = jnp.where(step == 0, 0, 1e-5 * unit / jnp.where(step == 0, 1, step))
-    first = jnp.where(jnp.isfinite(step), first, jnp.inf)
-    doubled = jnp.ldexp(first, jnp.arange(_NUM_RATES))
-    return doubled if context.value is not None else jnp.concatenate([jnp.zeros_like(doubled[:1]), doubled])
+    exponent = _exponent(k, losses, context)
+    last = losses[jnp.maximum(k - 1, 0)]
+    ends = (k > 1 + _BISECTIONS) & ~jnp.isfinite(last) | (exponent > 127)
+    return jnp.where(k == 0, 0, jnp.where(ends, jnp.inf, _unit(context) * jnp.asarray(_POWERS)[exponent + 126]))
 
 
 def first_rate(
     context: Context, tried: jax.Array, losses: jax.Array, fraction: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Where to begin: `fraction` of the rate of the lowest loss; whether a decrease was seen; a `ProbeStatus`.
+    """Where to begin; whether a decrease was seen; a `ProbeStatus`.
 
-    Where coarse rounding (bfloat16) hides every decrease, it is no less than the smallest rate tried, since a rate that
-    rounding hides is better than a standstill. Otherwise a rate without a decrease is 0. The status says why nothing
-    was found, `ASCENT`, `BELOW_ROUNDING` or `NOT_FINITE`, or else `NONE`.
+    It is `fraction` of the least rate that gains half of what the best one does: losses may fall for ever. Where
+    rounding hides every decrease, what is seen first is that the loss rises as a parabola does, by four roundings or
+    more; it is least below a third of that rate, and a sixteenth is taken for it. A loss that rises as a line, though
+    no gradient says that it falls before, is an ascent, and gives no rate: 0. The status says why nothing was found,
+    `ASCENT`, `BELOW_ROUNDING` or `NOT_FINITE`, or else `NONE`.
     """
-    if context.value is None:
-        value, losses, tried = losses[0], losses[1:], tried[1:]
-    else:
-        value = _axes.mean(jax.lax.stop_gradient(context.value.astype(losses.dtype)), context.axis_name)
-    rounding = context.arithmetic.rounding(context.value) * jnp.abs(value)
-    usable = jnp.isfinite(value) & (tried[0] > 0) & jnp.isfinite(tried[0])
-    losses = jnp.where(usable & ~jnp.isnan(losses), losses, value)  # a loss that is NaN tells nothing
-    lowest = jnp.argmin(losses)
-    best = jnp.where(losses[lowest] < value, tried[lowest], 0)
-    seen = losses[lowest] < value - rounding
-    hidden = jnp.where(usable, jnp.maximum(fraction * best, tried[0]), 0) if context.arithmetic.is_coarse else 0
-    start = jnp.where(seen, fraction * best, hidden)
+    known = jnp.isfinite(losses[0]) & jnp.isfinite(tried[1])
+    value, losses, tried = losses[0], losses[1 + _BISECTIONS :], tried[1 + _BISECTIONS :]
+    rounding = context.arithmetic.rounding() * jnp.abs(value)
+    usable = known & jnp.isfinite(tried[0]) & (tried[0] > 0)
+    finite = jnp.cumprod(jnp.isfinite(losses)) == 1
+    falls = jnp.where(finite, value - losses, -jnp.inf)
+    best = jnp.max(falls)
+    half = tried[jnp.argmax(falls >= best / 2)]
+    seen = usable & (best > rounding)
+    rises = losses[:2] - value
+    # From one rate to four times that a line rises by a factor of 4, a parabola by 16.
+    descends = ~(rises[1] < 8 * rises[0]) if context.slope is None else context.slope > 0
+    hidden = usable & ~seen & descends & (rises[0] > 0)
+    start = jnp.where(seen, fraction * half, jnp.where(hidden, fraction / 16 * tried[0], 0))
     reasons = [
         (start > 0, ProbeStatus.NONE),
-        (~(jnp.isfinite(value) & jnp.isfinite(tried[0])), ProbeStatus.NOT_FINITE),
-        (jnp.max(losses) > value + rounding, ProbeStatus.ASCENT),
+        (~known, ProbeStatus.NOT_FINITE),
+        (usable & (rises[0] > rounding), ProbeStatus.ASCENT),
     ]
     return start, seen, first_of(reasons, ProbeStatus.BELOW_ROUNDING)
 
 
-def _squared_norm(tree: Any, axis_name: Any, factor: jax.typing.ArrayLike) -> jax.Array:
-    conjugate = jax.tree.map(lambda x: jnp.conj(x) if _tree.is_inexact(x) else x, tree)
-    return _axes.inner_product(_tree.scale(conjugate, jnp.asarray(factor)), tree, axis_name, factor)
+def slope(context: Context, tried: jax.Array, losses: jax.Array) -> jax.Array:
+    """`b = -G.u` as the losses show it, from the second and the third of the rising rates: exact for a parabola."""
+    near, far = 1 + _BISECTIONS + 1, 1 + _BISECTIONS + 2
+    return (16 * (losses[0] - losses[near]) - (losses[0] - losses[far])) / (12 * tried[near])
+
+
+def _exponent(k: jax.Array, losses: jax.Array, context: Context) -> jax.Array:
+    """That of the `k`-th rate. The bits of the bracket's lower end are what the bisections have answered."""
+    change = jnp.abs(losses[1 : 1 + _BISECTIONS] - losses[0])
+    hidden = change <= _VISIBLE * context.arithmetic.rounding() * jnp.abs(losses[0])
+    call, width = jnp.arange(1, 1 + _BISECTIONS), 2 ** jnp.arange(_BISECTIONS - 1, -1, -1)
+    low = -127 + jnp.sum(jnp.where(hidden & (call < k), width, 0))
+    first_even = (low + 2) & ~1  # the rates that rise are the same ones whatever the loss is rounded to
+    return jnp.where(
+        k <= _BISECTIONS, low + jnp.sum(jnp.where(call == k, width, 0)), first_even + 2 * (k - 1 - _BISECTIONS)
+    )
+
+
+def _unit(context: Context) -> jax.Array:
+    """`1 / max|u|`; 0 where the step is zero, infinite where it is not finite."""
+    largest = _axes.maximum(_tree.largest(context.updates), context.axis_name)
+    inverse = jnp.where(largest == 0, 0, 1 / jnp.where(largest == 0, 1, largest))
+    return jnp.where(jnp.isfinite(largest), inverse, jnp.inf)

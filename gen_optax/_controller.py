@@ -43,20 +43,26 @@ class Controller(Protocol):
         """The learning rate and the state after a probe; `status` is its `ProbeStatus`."""
         ...
 
+    num_start_rates: int = 0
+    """How many learning rates are tried, at most, while none is known."""
+
     def starting(self, state: Any) -> Any:
-        """Whether no learning rate is known yet: bool. The losses at `start_points` are then evaluated."""
+        """Whether no learning rate is known yet: bool. The loss at the start rates is then evaluated."""
         return False
 
-    def start_points(self, state: Any, context: Context) -> jax.Array:
-        """Learning rates along the step to come, shape (n,), to be tried in this order, up to an infinite loss."""
-        return jnp.zeros((0,))
+    def start_rate(self, k: jax.Array, tried: jax.Array, losses: jax.Array, context: Context) -> jax.Array:
+        """The `k`-th rate to try along the step to come, from those before it and the losses there; infinite: no more.
+
+        `tried` and `losses` have the shape (num_start_rates,) or more; they are infinite from the `k`-th on.
+        """
+        return jnp.float32(jnp.inf)
 
     def start(
-        self, learning_rate: jax.Array, state: Any, points: jax.Array, losses: jax.Array, context: Context
+        self, learning_rate: jax.Array, state: Any, tried: jax.Array, losses: jax.Array, context: Context
     ) -> tuple[jax.Array, Any, jax.Array]:
         """The first learning rate (0: none was found), the state and the `ProbeStatus` that says why none was found.
 
-        `points` are those of `start_points`, `losses` the losses there, infinite where none was evaluated.
+        `tried` are the start rates, `losses` the losses there; infinite where none was tried.
         """
         return learning_rate, state, jnp.int32(ProbeStatus.NONE)
 

@@ -22,12 +22,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gen_optax import _axes, _company, _fit, _flow, _line, _loss, _renamed, _settings, _tree
+from gen_optax import _axes, _company, _fit, _flow, _line, _loss, _notice, _renamed, _settings, _tree
 from gen_optax._balance import Balance
 from gen_optax._controller import Bounds, Controller
 from gen_optax._measurement import Context, Measurement, ProbeStatus, judge
+from gen_optax._notice import Notice
 from gen_optax._probe import Probe
 
+# Calls without a learning rate after which a user is told.
+_PATIENCE = 4
 # Where the end is open nothing takes the rate down in the end, and with a lower sigma it sinks as progress does.
 _SIGMA_OPEN_END = 1.6
 
@@ -47,6 +50,8 @@ class GenInfo(NamedTuple):
     accepted: jax.Array  # bool: the status is ACCEPTED
     num_probes: jax.Array  # int32, probes so far
     num_accepted: jax.Array  # int32, accepted probes so far
+    num_ascents: jax.Array  # int32, probes so far along which the loss rises
+    notices: jax.Array  # int32, bits of `Notice`: what is wrong with the situation, as far as the run has seen it
 
 
 class GenState(NamedTuple):
@@ -101,8 +106,8 @@ def scale_by_gen(
         the first rate and at an alarm. None: what the controller asks for.
       num_steps: the horizon `T`: :math:`s(t) = \min(1, \max(0, 4 - 4 t / T))`, which is 1 for three quarters of it and
         then falls to 0. None: no decay.
-      decay: a schedule to take the place of `s`, for example `optax.cosine_decay_schedule(1.0, T)`; `num_steps` then
-        counts for nothing.
+      decay: a schedule to take the place of `s`, with a peak of 1: `optax.cosine_decay_schedule(1.0, T)`; `num_steps`
+        then counts for nothing.
       min_learning_rate: lower bound of the learning rate before the decay.
       max_learning_rate: upper bound, likewise.
       axis_name: name (or names) of the `shard_map` or `pmap` axes over which the batch is split; losses and slopes are
@@ -113,8 +118,8 @@ def scale_by_gen(
       A transformation whose `update` takes `params` and the keyword arguments
 
       * `value_fn` (or `obj_fn`): `value_fn(params, **kwargs)` returns the loss to probe, a real scalar, or
-        `(loss, aux)`. Its keyword arguments are taken by name from the extra arguments of `update`. It must be one
-        function for all step sizes: one batch, one dropout key.
+        `(loss, aux)`. Its keyword arguments are taken by name from the extra arguments of `update`; `**kwargs` takes
+        all others. It must be one function for all step sizes: one batch, one dropout key.
       * `value` (or `loss`): optional, `value_fn(params)`; saves a forward pass. And a probe along the path is then
         there at once where the loss jumps, to lower a rate that overshot; without it, at its next turn.
       * `grad`: the gradient of `value_fn`, neither clipped nor otherwise transformed; what
@@ -124,8 +129,10 @@ def scale_by_gen(
       arguments that nobody asks for are ignored.
 
     Raises:
-      ValueError: on settings outside their range, or a probe that misleads the controller; from `update`, if `params`
-        or `value_fn` is missing, or if the loss is no real scalar.
+      ValueError: on settings outside their range, or a probe that misleads the controller; from `init`, on a decay
+        whose peak is not 1; from `update`, if `params` or `value_fn` is missing, if updates or `grad` have other shapes
+        than `params`, or if the loss is no real scalar.
+      TypeError: from `update`, if `value_fn` is no function.
 
     Examples:
       >>> import gen_optax
@@ -159,9 +166,15 @@ def scale_by_gen(
     every = controller.every if every is None else every
     _check_settings(every=every, num_steps=num_steps, decay=decay, value_fn=value_fn)
     controller.check(probe)
-    decay = _hold_then_linear(num_steps) if decay is None else decay
-    rule = _Rule(controller, probe, every, decay, Bounds(min_learning_rate, max_learning_rate), axis_name, value_fn)
-    return optax.GradientTransformationExtraArgs(rule.init, rule.update)
+    schedule = _hold_then_linear(num_steps) if decay is None else decay
+    rule = _Rule(controller, probe, every, schedule, Bounds(min_learning_rate, max_learning_rate), axis_name, value_fn)
+
+    def init_fn(params):
+        if decay is not None:
+            _settings.require_peak_of_one(decay)
+        return rule.init(params)
+
+    return optax.GradientTransformationExtraArgs(init_fn, rule.update)
 
 
 @_renamed.says_what_to_write
@@ -242,11 +255,13 @@ def gen(
     def init_fn(params):
         state = chained.init(params)
         _company.refuse_base(state)
+        _company.warn_of_base(state)
         return state
 
     def update_fn(updates, state, params=None, *, value=None, loss=None, grad=None, **extra_args):
         if grad is None and (value is not None or loss is not None):
-            grad = None if any(map(jnp.iscomplexobj, jax.tree.leaves(updates))) else updates
+            is_raw = params is not None and _tree.is_like(updates, params)
+            grad = updates if is_raw and not any(map(jnp.iscomplexobj, jax.tree.leaves(updates))) else None
         given = {"value": value, "loss": loss, "grad": grad}
         given = {name: x for name, x in given.items() if x is not None}
         return chained.update(updates, state, params, **given, **extra_args)
@@ -301,27 +316,40 @@ class _Rule:
         direction = self.probe.direction
         starting = self.controller.starting(state.controller)
         due = _flow.both(_flow.negation(starting), direction.due(state.probe, context))
-        look = functools.partial(self._look, context, starting, due)
-        seen = _flow.cond(_flow.either(starting, due), look, self._look_away, state)
+        listens = _flow.both(_flow.negation(_flow.either(starting, due)), direction.listens(state.probe, context))
+        look = functools.partial(self._look, context, starting, listens)
+        seen = _flow.cond(_flow.either(_flow.either(starting, due), listens), look, self._look_away, state)
 
         learning_rate = self.bounds.clip(seen.learning_rate)
-        # A rate at which the loss is known to be NaN or infinite is not tried on the parameters, or not left there.
-        applied = jnp.where(seen.status == ProbeStatus.OVERSHOOT, 0, learning_rate * context.decay)
+        noticed = _notice.seen(
+            (context.decay == 0, Notice.HORIZON_PASSED),
+            ((seen.learning_rate == 0) & (state.count + 1 >= _PATIENCE), Notice.NO_RATE),
+            *direction.notices(state.probe, context),
+        )
+        info = seen.info._replace(notices=seen.info.notices | noticed)
+        # A rate that is known to overshoot is not tried on the parameters, or not left there.
+        overshot = (seen.status == ProbeStatus.OVERSHOOT) | (seen.status == ProbeStatus.JUMP)
+        applied = jnp.where(overshot, 0, learning_rate * context.decay)
         updates = _tree.scale(updates, applied)
         updates, probe_state = direction.settle(state.probe, context, seen.measurement, seen.status, updates)
         count = optax.safe_increment(state.count)
-        return updates, GenState(count, learning_rate, applied, probe_state, seen.controller, seen.info)
+        return updates, GenState(count, learning_rate, applied, probe_state, seen.controller, info)
 
     def _context(self, updates: Any, state: GenState, params: Any, extra_args: dict[str, Any]) -> Context:
         """What `update` was given, checked."""
         if params is None:
             raise ValueError(f"scale_by_gen probes the loss around the parameters: pass params to update.{_loss.USAGE}")
-        loss, value, grad = _loss.arguments(extra_args, self.value_fn)
         _company.refuse_params(params)
+        _tree.require_like(updates, params, "updates")
+        loss, value, grad = _loss.arguments(extra_args, self.value_fn, params)
         _company.warn_in_multi_steps()
         _axes.require_axis_name(self.axis_name)
         searching = self.controller.searching(state.controller)
         at_once = _flow.either(searching, state.info.status == ProbeStatus.OVERSHOOT)
+        trusts_value: Any = True
+        if value is not None and self.controller.num_start_rates:
+            differs = (state.info.notices & Notice.VALUE_DIFFERS) > 0
+            trusts_value = ~(differs | _is_power_of_two(state.info.num_probes + 1))
         return Context(
             loss=loss,
             params=params,
@@ -336,35 +364,46 @@ class _Rule:
             in_turn=_flow.either(_is_turn(state.count + 1, self.every), at_once),
             searching=searching,
             axis_name=self.axis_name,
+            trusts_value=trusts_value,
         )
 
-    def _look(self, context: Context, starting: Any, due: Any, state: GenState) -> _Seen:
-        """Evaluates the loss, for the first rate or for a probe."""
+    def _look(self, context: Context, starting: Any, listens: Any, state: GenState) -> _Seen:
+        """Evaluates the loss: for the first rate, for a probe, or to hear whether one is due."""
+        probe, direction = self.probe, self.probe.direction
         first = _line.Line(
-            points=lambda: self.controller.start_points(state.controller, context),
+            size=self.controller.num_start_rates,
+            point=lambda k, tried, losses: self.controller.start_rate(k, tried, losses, context),
             direction=lambda: context.updates,
-            ends_at_infinity=True,
         )
         line = _line.Line(
-            points=lambda: self.probe.points(state.probe, context),
-            direction=lambda: self.probe.direction.vector(state.probe, context),
-            ends_at_infinity=False,
+            size=jax.eval_shape(lambda: probe.points(state.probe, context)).size,
+            point=lambda k, tried, losses: probe.points(state.probe, context)[k],
+            direction=lambda: direction.vector(state.probe, context),
         )
-        lines = [(starting, first), (due, line)] if starting is not False else [(due, line)]
-        points, losses = _line.losses(context, lines)
-        start = functools.partial(self._start, context, state, points[: first.size])
-        observe = functools.partial(self._observe, context, state)
-        return _flow.cond(starting, lambda: start(losses[: first.size]), lambda: observe(losses[: line.size]))
+        heard = _line.after_listening(line, lambda loss: direction.alarms(state.probe, context, loss))
+        lines = [(starting, first), (listens, heard), (True, line)]
+        tried, losses = _line.losses(context, [(wanted, x) for wanted, x in lines if wanted is not False])
+
+        quiet, own = False, losses[: line.size]
+        if listens is not False:
+            quiet = _flow.both(listens, ~direction.alarms(state.probe, context, losses[0]))
+            own = jnp.where(listens, losses[1 : 1 + line.size], own)
+        start = functools.partial(self._start, context, state, tried[: first.size], losses[: first.size])
+        observe = functools.partial(self._observe, context, state, own)
+        measure = functools.partial(_flow.cond, quiet, functools.partial(self._look_away, state), observe)
+        return _flow.cond(starting, start, measure)
 
     def _look_away(self, state: GenState) -> _Seen:
         """Nothing is due."""
         return _Seen(state.learning_rate, state.controller, state.info, *_nothing(state.learning_rate))
 
-    def _start(self, context: Context, state: GenState, points: jax.Array, losses: jax.Array) -> _Seen:
+    def _start(self, context: Context, state: GenState, tried: jax.Array, losses: jax.Array) -> _Seen:
         learning_rate, remembered, status = self.controller.start(
-            state.learning_rate, state.controller, points, losses, context
+            state.learning_rate, state.controller, tried, losses, context
         )
-        return _Seen(learning_rate, remembered, state.info._replace(status=status), *_nothing(state.learning_rate))
+        notices = state.info.notices | _notice.of_start(context, tried, losses, status)
+        info = state.info._replace(status=status, notices=notices)
+        return _Seen(learning_rate, remembered, info, *_nothing(state.learning_rate))
 
     def _observe(self, context: Context, state: GenState, losses: jax.Array) -> _Seen:
         learning_rate = state.learning_rate
@@ -372,15 +411,18 @@ class _Rule:
         _axes.require_agreement(measurement, learning_rate, context.axis_name)
         status = judge(measurement)
         info = _info(state.info, measurement, status)
-        learning_rate, remembered = self.controller.observe(
-            learning_rate, state.controller, measurement, status, context
-        )
+        noticed = _notice.of_probe(context, measurement, info.num_probes, info.num_ascents)
+        info = info._replace(notices=info.notices | noticed)
+        moved, remembered = self.controller.observe(learning_rate, state.controller, measurement, status, context)
+        moved = jnp.where(measurement.is_flattered, jnp.minimum(moved, learning_rate), moved)
         # A known rate never becomes 0, which means that none was found.
-        learning_rate = jnp.maximum(learning_rate, jnp.finfo(learning_rate.dtype).tiny)
-        return _Seen(learning_rate, remembered, info, measurement, status)
+        moved = jnp.maximum(moved, jnp.finfo(learning_rate.dtype).tiny)
+        return _Seen(moved, remembered, info, measurement, status)
 
 
-_INFO_DTYPES = {"status": jnp.int32, "accepted": jnp.bool_, "num_probes": jnp.int32, "num_accepted": jnp.int32}
+_INFO_DTYPES = {"accepted": jnp.bool_} | dict.fromkeys(
+    ("status", "num_probes", "num_accepted", "num_ascents", "notices"), jnp.int32
+)
 
 
 def _info(info: GenInfo, measurement: Measurement, status: jax.Array) -> GenInfo:
@@ -398,13 +440,15 @@ def _info(info: GenInfo, measurement: Measurement, status: jax.Array) -> GenInfo
         accepted=accepted,
         num_probes=optax.safe_increment(info.num_probes),
         num_accepted=info.num_accepted + accepted.astype(jnp.int32),
+        num_ascents=info.num_ascents + (status == ProbeStatus.ASCENT).astype(jnp.int32),
+        notices=info.notices,
     )
 
 
 def _typed(measurement: Measurement, learning_rate: jax.Array) -> Measurement:
     """Arrays of the type of the rate, or bool, through which nothing is differentiated."""
     zero = jnp.zeros_like(learning_rate)  # it varies over the devices over which the rate does
-    flags = ("jumped", "is_path", "out_of_turn")
+    flags = ("jumped", "is_complete", "is_flattered", "is_path", "out_of_turn")
 
     def typed(name, x):
         return jnp.asarray(x, jnp.bool_) | (zero > 0) if name in flags else jnp.asarray(x, zero.dtype) + zero
@@ -421,6 +465,10 @@ def _nothing(learning_rate: jax.Array) -> tuple[Measurement, jax.Array]:
 def _is_turn(call: jax.Array, every: Any) -> Any:
     """Whether a call is a regular one; known where every call is."""
     return True if isinstance(every, int) and every == 1 else call % every == 0
+
+
+def _is_power_of_two(n: jax.Array) -> jax.Array:
+    return (n & (n - 1)) == 0
 
 
 def _hold_then_linear(num_steps: Any) -> optax.Schedule:

@@ -4,6 +4,7 @@ The search for the first rate and a probe want the loss at different points alon
 the same call. One loop over points serves both, so that the loss stands once in the compiled program.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,61 +17,74 @@ from gen_optax._measurement import Context
 
 
 class Line(NamedTuple):
-    """Points along a direction, `params + c * direction`. Both are built where they are used, and never kept."""
+    """Points along a direction, `params + c * direction`. The direction is built where it is used, and never kept."""
 
-    points: Callable[[], jax.Array]  # c, shape (n,); evaluated in this order
+    size: int  # points at most
+    point: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # the k-th c, from k, those before it and the losses
     direction: Callable[[], optax.Updates]
-    ends_at_infinity: bool  # whether no point is tried behind a loss that is not finite
-
-    @property
-    def size(self) -> int:
-        """The number of points."""
-        return jax.eval_shape(self.points).size
 
 
 def losses(context: Context, lines: Sequence[tuple[Any, Line]]) -> tuple[jax.Array, jax.Array]:
     """The points of the first line that is wanted, and the losses there; infinite where none was evaluated.
 
-    `lines` holds pairs: whether a line is wanted, a bool, and the line; one of them is. Both results have the length of
-    the longest line; the losses are averaged over the axis.
+    `lines` holds pairs: whether a line is wanted, a bool, and the line; one of them is. A point that is infinite ends
+    it. Both results have the length of the longest line; the losses are averaged over the axis.
     """
-    sizes = [line.size for _, line in lines]
-    length = max(sizes)
+    length = max(line.size for _, line in lines)
+    dtype, arithmetic = context.learning_rate.dtype, context.arithmetic
+    tried = jnp.full((length,), jnp.inf, dtype)
+    found = jnp.full((length,), jnp.inf, arithmetic.loss_dtype)
     if not length:
-        return jnp.zeros((0,)), jnp.zeros((0,))
-
-    def padded(line: Line, n: int) -> Callable[[], tuple[jax.Array, bool, int]]:
-        dtype = context.learning_rate.dtype
-        return lambda: (jnp.pad(line.points().astype(dtype), (0, length - n)), line.ends_at_infinity, n)
-
-    points, stops, count = _first_wanted(
-        [(wanted, padded(line, n)) for (wanted, line), n in zip(lines, sizes, strict=True)]
+        return tried, found
+    _axes.require_agreement(
+        _axes.vary(found, arithmetic.varying, context.axis_name), context.learning_rate, context.axis_name
     )
-    directions = [(wanted, line.direction) for (wanted, line), n in zip(lines, sizes, strict=True) if n]
-    # Nothing that a caller differentiates may flow into the loop, which has no reverse rule.
-    points = jax.lax.stop_gradient(points)
+    directions = [(wanted, line.direction) for wanted, line in lines if line.size]
+
+    def point(k, tried, found):
+        made = _first_wanted([(wanted, functools.partial(next_of, line, k, tried, found)) for wanted, line in lines])
+        made = _axes.vary(made, arithmetic.varying, context.axis_name)
+        return jax.lax.stop_gradient(made)  # what a caller differentiates stays out of the loop: it has no reverse rule
+
+    def next_of(line, k, tried, found):
+        if not line.size:
+            return jnp.full((), jnp.inf, dtype)
+        return jnp.where(k < line.size, jnp.asarray(line.point(k, tried, found), dtype), jnp.inf)
 
     def evaluate(carry):
-        k, found = carry
-        moved = _tree.step_along(context.params, _selected(directions), points[k])
+        k, c, tried, found = carry
+        moved = _tree.step_along(context.params, _selected(directions), c)
         loss = context.loss(jax.lax.stop_gradient(moved)).astype(found.dtype)
         loss = _axes.mean(jax.lax.stop_gradient(loss), context.axis_name)
-        _axes.require_agreement((loss, points), context.learning_rate, context.axis_name)
-        return k + 1, found.at[k].set(loss)
+        _axes.require_agreement((loss, c), context.learning_rate, context.axis_name)
+        tried, found = tried.at[k].set(c), found.at[k].set(loss)
+        return k + 1, point(k + 1, tried, found), tried, found
 
     def is_unfinished(carry):
-        k, found = carry
-        return (k < count) & ~(stops & (k > 0) & ~jnp.isfinite(found[k - 1]))
+        k, c, *_ = carry
+        return (k < length) & jnp.isfinite(c)
 
-    arithmetic = context.arithmetic
-    nothing = jnp.full((length,), jnp.inf, arithmetic.loss_dtype)
-    nothing = _axes.vary(nothing, arithmetic.varying, context.axis_name)
-    if all(map(_flow.is_known, (points, count, *jax.tree.leaves(context.params)))):
-        carry = (0, nothing)
+    found = _axes.vary(found, arithmetic.varying, context.axis_name)
+    first = point(jnp.int32(0), tried, found)
+    carry = (jnp.int32(0), first, *(_axes.vary(x, _axes.varying(first), None) for x in (tried, found)))
+    if all(map(_flow.is_known, (carry[1], *jax.tree.leaves(context.params)))):
         while is_unfinished(carry):
             carry = evaluate(carry)
-        return points, carry[1]
-    return points, jax.lax.while_loop(is_unfinished, evaluate, (jnp.int32(0), nothing))[1]
+    else:
+        carry = jax.lax.while_loop(is_unfinished, evaluate, carry)
+    return carry[2:]
+
+
+def after_listening(line: Line, alarms: Callable[[jax.Array], jax.Array]) -> Line:
+    """The line behind a first point at the parameters, with whose loss it ends unless that alarms."""
+
+    def point(k, tried, losses):
+        if not line.size:
+            return jnp.where(k == 0, 0.0, jnp.inf)
+        c = line.point(jnp.maximum(k - 1, 0), tried[1:], losses[1:])
+        return jnp.where(k == 0, 0, jnp.where(alarms(losses[0]), c, jnp.inf))
+
+    return Line(1 + line.size, point, line.direction)
 
 
 def _first_wanted(options: Sequence[tuple[Any, Callable[[], Any]]]) -> Any:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gen_optax import _arithmetic
+from gen_optax import _arithmetic, _axes, _batch
 from gen_optax._loss import Loss
 
 _MIN_R_SQUARED = 0.99  # Algorithm 1
@@ -33,8 +33,11 @@ class Measurement(NamedTuple):
     step_size: jax.Array  # h: the step is h u, in units of the learning rate
     r_squared: Any = 1.0  # of the fit; 1 where it cannot fail
     noise: Any = 0.0  # rounding error: slope and curvature mean nothing below it
-    jumped: Any = False  # the step multiplied the loss of a batch that it was not computed from
+    jumped: Any = False  # the step raised the loss by far more than the steps before it changed it
+    value_before: Any = jnp.inf  # the loss where the step starts of the batch that was next to be trained on there
+    is_complete: Any = False  # the step ends here, and the next one starts
     is_path: Any = False  # the step is the path of all steps since some probe: their changes of the loss add up
+    is_flattered: Any = False  # the batch had a part in the steps, and there is no other: nothing speaks for more
     out_of_turn: Any = False  # an alarm asked for the probe: its batch was chosen for its loss
 
 
@@ -62,8 +65,8 @@ class ProbeStatus(enum.IntEnum):
     POOR_FIT = 7
     """The points are no parabola (R^2 of at most 0.99): the rate stays."""
     JUMP = 8
-    """The step more than doubled the loss of a batch that it was not computed from: the rate falls at once, to where
-    the parabola is least or by a factor of 2."""
+    """The steps raised the loss by more than four times what those before them changed it: the rate falls at once, to
+    where the parabola is least or by a factor of 2."""
     FALSE_ALARM = 9
     """A high loss asked for the probe out of turn, and the steps were not its cause: the rate stays."""
 
@@ -86,10 +89,27 @@ class Context:
     searching: Any  # bool: the controller asks for a probe at every call
     axis_name: Any
 
+    trusts_value: Any = True  # bool: `value` is the loss at params
+
+    @functools.cached_property
+    def trace(self) -> Any:
+        """The loss as a jaxpr of the parameters."""
+        return jax.make_jaxpr(self.loss)(self.params)
+
     @functools.cached_property
     def arithmetic(self) -> _arithmetic.Arithmetic:
         """The arithmetic that the loss is computed in."""
-        return _arithmetic.arithmetic(self.loss, self.params)
+        return _arithmetic.arithmetic(self.trace)
+
+    @functools.cached_property
+    def slope(self) -> jax.Array | None:
+        """`b = -G.u`, where the gradient is known."""
+        return None if self.grad is None else -_axes.inner_product(self.grad, self.updates, self.axis_name)
+
+    @functools.cached_property
+    def batch(self) -> jax.Array:
+        """The fingerprint of the batch, uint32."""
+        return _batch.fingerprint(self.trace, self.learning_rate)
 
 
 def judge(measurement: Measurement) -> jax.Array:

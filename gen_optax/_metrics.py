@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gen_optax import _notice
 from gen_optax._gen import GenState
 
 
@@ -38,6 +39,9 @@ def metrics(state: Any) -> dict[str, Any]:
             f"optimizer, got {type(state).__name__}."
         )
     flat = [_flatten(gen_state) for gen_state in found]
+    for scalars in flat:
+        if isinstance(scalars["notices"], int):
+            _notice.warn(scalars["notices"], stacklevel=2)
     if len(flat) == 1:
         return flat[0]
     return {f"{i}/{name}": value for i, scalars in enumerate(flat) for name, value in scalars.items()}

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_optax import _axes, _fit, _loss, _tree
-from gen_optax._direction import Direction, Path, Step
+from gen_optax._direction import Direction, Step
 from gen_optax._measurement import Context, Measurement
+from gen_optax._path import Path
 
 # A loss that is not finite beyond the end of a path counts as a rise of this many times the change that is seen.
 _WALL = 1000.0
@@ -33,7 +34,10 @@ class Probe(Protocol):
     """What it measures along: `gen_optax.Step(...)` or `gen_optax.Path()`."""
 
     def points(self, state: Any, context: Context) -> jax.Array:
-        """Multiples of `direction.vector` at which `measure` wants to know the loss, shape (n,). By default none."""
+        """Multiples of `direction.vector` at which `measure` wants to know the loss, shape (n,). By default none.
+
+        They are evaluated in this order; one that is infinite says that it and those behind it are not needed.
+        """
         return jnp.zeros((0,))
 
     def measure(self, state: Any, losses: jax.Array, context: Context) -> Measurement:
@@ -211,7 +215,8 @@ class FiniteDifference(Probe):
         """The multiples that are evaluated one after the other: all of them, or with `vmap` none."""
         if self.batching == "vmap":
             return jnp.zeros((0,))
-        return self.direction.factor(context) * self._evaluated(context)
+        x, known = self._evaluated(context)
+        return self.direction.factor(context) * jnp.where(known, jnp.inf, x)
 
     def measure(self, state, losses, context):
         """Losses at the candidates, then the fit."""
@@ -229,7 +234,7 @@ class FiniteDifference(Probe):
             losses = jnp.where((x > 0) & ~jnp.isfinite(losses), wall, losses)
         slope, curvature, r_squared = self._fit(state, x, losses, context)
         scale = np.max(np.abs(x))
-        measurement = self.direction.measurement(context, start, end, slope, curvature)
+        measurement = self.direction.measurement(state, context, start, end, slope, curvature)
         return measurement._replace(r_squared=r_squared, noise=noise / min(scale, scale**2))
 
     def _fit(self, state, x, losses, context):
@@ -249,23 +254,30 @@ class FiniteDifference(Probe):
         """The candidates in order; with a free slope 0 is one of them."""
         return np.array(sorted(set(self.candidates) | ({0.0} if self.free_slope else set())))
 
-    def _evaluated(self, context: Context) -> np.ndarray:
-        """Those whose loss is not known."""
+    def _evaluated(self, context: Context) -> tuple[np.ndarray, Any]:
+        """Those whose loss is not known while tracing, 0 behind the others; and whether 0 is known after all."""
         x = self._points()
-        return x if context.value is None else x[x != 0]
+        if context.value is None or 0 not in x:
+            return x, np.zeros(x.shape, bool)
+        x = x[x != 0]
+        if context.trusts_value is True:
+            return x, np.zeros(x.shape, bool)
+        return np.append(x, 0.0), jnp.append(jnp.zeros(x.shape, bool), context.trusts_value)
 
     def _losses(self, state, losses, context) -> tuple[np.ndarray, jax.Array]:
         """The candidates in order, and their losses, averaged over the axis."""
-        x, evaluated = self._points(), self._evaluated(context)
+        x, (evaluated, _) = self._points(), self._evaluated(context)
         if self.batching == "vmap":
             vector, step_sizes = self.direction.vector(state, context), self.direction.factor(context) * evaluated
             losses = _loss.probe_losses(context.loss, context.params, vector, step_sizes)
             losses = _axes.mean(losses.astype(context.arithmetic.loss_dtype), context.axis_name)
-        losses = losses[: evaluated.size]
-        if evaluated.size < x.size:
-            below = int(np.searchsorted(evaluated, 0.0))
-            centre = _axes.mean(context.value.astype(losses.dtype), context.axis_name)[None]
-            losses = jnp.concatenate([losses[:below], centre, losses[below:]])
+        if context.value is not None and 0 in x:
+            centre = _axes.mean(context.value.astype(losses.dtype), context.axis_name)
+            if context.trusts_value is not True:
+                centre = jnp.where(context.trusts_value, centre, losses[x.size - 1])
+            below = int(np.searchsorted(x, 0.0))
+            losses = jnp.concatenate([losses[:below], centre[None], losses[below : x.size - 1]])
+        losses = losses[: x.size]
         return x, losses
 
 
@@ -288,7 +300,7 @@ class Exact(Probe):
         h = self.direction.factor(context) * size
         slope, curvature = h * slope, h * (h * curvature)
         start = value + slope + curvature / 2 if isinstance(self.direction, Path) else value
-        return self.direction.measurement(context, start, value, slope, curvature)
+        return self.direction.measurement(state, context, start, value, slope, curvature)
 
 
 def _curvature_given_slope(x: np.ndarray, change: jax.Array, slope: jax.Array) -> tuple[jax.Array, jax.Array]:

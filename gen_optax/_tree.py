@@ -62,14 +62,20 @@ def inner_product(a: Any, b: Any, factor: jax.typing.ArrayLike = 1.0) -> jax.Arr
     return total
 
 
-def power_of_two(updates: optax.Updates) -> jax.Array:
-    """The largest power of two that is at most `max|u|`, away from the ends of float32; 1 for a zero step."""
-    largest = jnp.zeros((), jnp.float32)
+def largest(updates: optax.Updates) -> jax.Array:
+    """`max|u|` in float32; NaN where an entry is."""
+    found = jnp.zeros((), jnp.float32)
     for u in jax.tree.leaves(updates):
         if is_inexact(u) and jnp.size(u):
-            largest = jnp.maximum(largest, jnp.max(jnp.abs(u)).astype(largest.dtype))
-    _, exponent = jnp.frexp(largest)
-    return jnp.ldexp(jnp.ones_like(largest), jnp.where(largest > 0, jnp.clip(exponent - 1, -120, 120), 0))
+            found = jnp.maximum(found, jnp.max(jnp.abs(u)).astype(found.dtype))
+    return found
+
+
+def power_of_two(updates: optax.Updates) -> jax.Array:
+    """The largest power of two that is at most `max|u|`, away from the ends of float32; 1 for a zero step."""
+    size = largest(updates)
+    _, exponent = jnp.frexp(size)
+    return jnp.ldexp(jnp.ones_like(size), jnp.where(size > 0, jnp.clip(exponent - 1, -120, 120), 0))
 
 
 def all_finite(updates: optax.Updates) -> jax.Array:
@@ -79,6 +85,42 @@ def all_finite(updates: optax.Updates) -> jax.Array:
         if is_inexact(u):
             finite &= jnp.all(jnp.isfinite(u))
     return finite
+
+
+def is_like(tree: Any, params: optax.Params) -> bool:
+    """Whether a tree has as many leaves as `params`, and the floating-point ones the same shapes.
+
+    Containers may differ: nnx variables around the arrays, or a dict in place of a `FrozenDict`.
+    """
+    found, expected = jax.tree.leaves(tree), jax.tree.leaves(params)
+    pairs = zip(found, expected, strict=False)
+    return len(found) == len(expected) and all(jnp.shape(x) == jnp.shape(p) for x, p in pairs if is_inexact(p))
+
+
+def require_like(tree: Any, params: optax.Params, what: str) -> None:
+    """Raises a ValueError that begins with `what` unless the tree is like `params`: its leaves would broadcast."""
+    if is_like(tree, params):
+        return
+    found, expected = jax.tree_util.tree_leaves_with_path(tree), jax.tree_util.tree_leaves_with_path(params)
+    if len(found) != len(expected):
+        has, wants = ([f"params{jax.tree_util.keystr(path)}" for path, _ in leaves] for leaves in (found, expected))
+        missing = [f"none at {path}" for path in wants if path not in has]
+        unknown = [f"one at {path}, where params has none" for path in has if path not in wants]
+        raise ValueError(
+            f"{what} must be a tree like params, which has {len(expected)} leaves. It has {len(found)}, "
+            f"{' and '.join([*missing, *unknown][:3])}."
+        )
+    for (_, x), (path, p) in zip(found, expected, strict=True):
+        shape, wanted = jnp.shape(x), jnp.shape(p)
+        if is_inexact(p) and shape != wanted:
+            remedy = (
+                f" The first axis looks like {shape[0]} per-example gradients: average over it first, "
+                "jax.tree.map(lambda g: jnp.mean(g, axis=0), grads)."
+                if shape[1:] == wanted
+                else ""
+            )
+            name = f"params{jax.tree_util.keystr(path)}"
+            raise ValueError(f"{what} must have the shapes of params, got {shape} for {wanted} at {name}.{remedy}")
 
 
 def is_inexact(x: Any) -> bool:

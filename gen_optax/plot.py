@@ -36,7 +36,7 @@ _REASONS = {
     ProbeStatus.ASCENT: ("loss rose", "^"),
     ProbeStatus.NO_CURVATURE: ("no curvature", "D"),
     ProbeStatus.POOR_FIT: ("no parabola", "x"),
-    ProbeStatus.JUMP: ("steps doubled the loss", "v"),
+    ProbeStatus.JUMP: ("steps raised the loss", "v"),
     ProbeStatus.FALSE_ALARM: ("false alarm", "*"),
 }
 

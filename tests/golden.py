@@ -3,9 +3,10 @@
     regression  noisy batches, momentum: the search (50 probes in a row), the hold, the decay, and steps of 0 after it
     network     a tanh network under adamw: the search and the hold, with an open end
     alarm       one batch is an outlier, and the step from it goes too far: probes out of turn, and a rate that falls
-    wall        the loss is NaN beyond a wall: overshoots during the search and after it, steps taken back
-    leap        the curvature jumps during the search: a step more than doubles a finite loss, and the rate falls
-    setback     steps turn uphill during the hold: the average loss rises above its lowest, and the rate falls
+    wall        the loss is NaN beyond a wall: an overshoot, and steps taken back
+    leap        the curvature jumps during the search: a step raises a finite loss beyond doubt, and is taken back
+    uphill      steps turn uphill during the hold, and the rate falls
+    echo        each batch is used four times in a row: probes wait for a new one
     blind       no `value` is handed to update: an outlier raises no alarm, and probes come at their turns only
     devices     a regression with an open end, its batches split over eight devices by `shard_map`
 
@@ -35,7 +36,7 @@ FILE = pathlib.Path(__file__).with_suffix(".npz")
 FIELDS = {"rates": np.float32, "statuses": np.int8, "probes": np.int16, "norms": np.float32, "params": np.float32}
 SEARCH, EVERY = 50, 16  # probes of the search, and calls between two probes after it
 OUTLIER = 150  # the call whose batch is one; no turn of a probe
-OVERSHOOT = 3  # a status
+OVERSHOOT, JUMP = 3, 8  # statuses
 
 
 def trace(loss_fn, base, params, batches, nudge=0.0, has_value=True, over=None, **options):
@@ -101,6 +102,10 @@ def network(num_steps, seed):
     return params, {"x": x, "y": y}
 
 
+def echoed(params, batches):
+    return params, {name: np.repeat(x[::4], 4, axis=0) for name, x in batches.items()}
+
+
 WALL = {"wall": np.where(np.arange(1, 301) <= SEARCH, 0.0, 3.0)}
 TURN = {"turn": np.where((np.arange(1, 401) > 240) & (np.arange(1, 401) <= 320), -0.2, 1.0)}
 sgd, momentum, adam, adamw = optax.sgd(1.0), optax.sgd(1.0, momentum=0.9), optax.adam(1.0), optax.adamw(1.0)
@@ -109,9 +114,10 @@ PROBLEMS = {
     "regression": functools.partial(trace, linear_loss, momentum, *linear(320, 12), num_steps=300),
     "network": functools.partial(trace, network_loss, adamw, *network(400, 1)),
     "alarm": functools.partial(trace, linear_loss, sgd, *outlier(2), num_steps=300),
-    "wall": functools.partial(trace, walled_loss, sgd, *outlier(19, **WALL), num_steps=300),
+    "wall": functools.partial(trace, walled_loss, sgd, *outlier(23, **WALL), num_steps=300),
     "leap": functools.partial(trace, linear_loss, sgd, *linear(200, 4, (24, 200), 8.0), num_steps=200),
-    "setback": functools.partial(trace, turning_loss, sgd, *linear(400, 5, **TURN)),
+    "uphill": functools.partial(trace, turning_loss, sgd, *linear(400, 5, **TURN)),
+    "echo": functools.partial(trace, linear_loss, adam, *echoed(*linear(400, 8)), num_steps=400),
     "blind": functools.partial(trace, linear_loss, adam, *outlier(6), has_value=False, num_steps=300),
     "devices": functools.partial(trace, linear_loss, momentum, *linear(300, 7), over="data", axis_name="data"),
 }
@@ -119,31 +125,34 @@ PROBLEMS = {
 
 def check(traces):
     """Asserts that every phase is reached."""
-    late, fallen, overshot = {}, {}, {}  # by problem, the calls: of probes out of turn, of rates that fell, ...
+    late, jumped, overshot = {}, {}, {}  # by problem, the calls: of probes out of turn, of steps that were taken back
     for name, seen in traces.items():
         probed = np.flatnonzero(np.diff(seen["probes"], prepend=0)) + 1
-        assert np.array_equal(probed[:SEARCH], 2 + np.arange(SEARCH)), f"{name}: the search"
-        assert set(range(64, len(seen["rates"]) + 1, EVERY)) <= set(probed[SEARCH:]), f"{name}: the hold"
         late[name] = {call for call in probed[SEARCH:] if call % EVERY}
-        overshot[name] = set(np.flatnonzero(seen["statuses"] == OVERSHOOT) + 1)
-        # Smoothed and clamped, and for no other reason, a rate falls to no less than sqrt(1/2) times itself.
-        fallen[name] = set(np.flatnonzero(seen["rates"][1:] < 0.7 * seen["rates"][:-1]) + 2) - overshot[name]
-    search, norms = set(range(SEARCH + 2)), {name: seen["norms"] for name, seen in traces.items()}
+        for calls, status in ((jumped, JUMP), (overshot, OVERSHOOT)):
+            calls[name] = {call for call in probed if seen["statuses"][call - 1] == status}
+        if name == "echo":
+            assert set(probed[probed > 16] % 4) == {1}, "on new batches only"
+            continue
+        if not jumped[name] | overshot[name]:
+            assert np.array_equal(probed[:SEARCH], 2 + np.arange(SEARCH)), f"{name}: the search"
+        assert set(range(64, len(seen["rates"]) + 1, EVERY)) <= set(probed[SEARCH:]), f"{name}: the hold"
+    search, norms = set(range(SEARCH + 9)), {name: seen["norms"] for name, seen in traces.items()}
     steps = {name: np.abs(np.diff(norms[name])) for name in norms}
     back = [np.isclose(norms["wall"][: call - 1], norms["wall"][call - 1], 1e-6).any() for call in overshot["wall"]]
+    rates = traces["uphill"]["rates"]
     reached = {
-        "a hold without alarms": not late["regression"] | late["network"],
+        "a search and a hold without alarms": not late["devices"] | jumped["devices"],
         "the decay": steps["regression"][285:299].mean() < 0.3 * steps["regression"][200:225].mean(),
         "steps of 0 after it": not steps["regression"][299:].any(),
-        "open ends": all(steps[name][-9:].all() for name in ("network", "setback", "devices")),
+        "open ends": all(steps[name][-9:].all() for name in ("network", "uphill", "devices")),
         "alarms": late["alarm"] >= {OUTLIER, OUTLIER + 1},
-        "a finite overshot after the search": OUTLIER + 1 in fallen["alarm"],
-        "no alarm without value": not late["blind"] | overshot["blind"],
-        "overshoots during the search": overshot["wall"] & search,
-        "overshoots after it": overshot["wall"] - search,
+        "a jump after the search": jumped["alarm"] - search,
+        "alarms without value": late["blind"] and all(call % 4 == 0 for call in late["blind"]),
+        "an overshoot": overshot["wall"],
         "steps taken back": back and all(back),
-        "a finite overshot during the search": fallen["leap"] & search,
-        "a setback": any(call % EVERY == 0 for call in fallen["setback"] - search),
+        "jumps during the search": jumped["leap"] & search,
+        "steps uphill": rates[319] < 0.8 * rates[239],
     }
     assert all(reached.values()), reached
 

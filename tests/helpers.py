@@ -147,7 +147,8 @@ def greedy(learning_rate=1.0):
 def measurement(slope, curvature, **fields: Any) -> gen_optax.Measurement:
     """In float32; unless told otherwise the loss is 1 at both ends of the step."""
     fields = {"value": 1.0, "end_value": 1.0, "step_size": 0.1, "r_squared": 1.0, "noise": 1e-6} | fields
-    flags = {name: jnp.asarray(fields.pop(name, False)) for name in ("jumped", "is_path", "out_of_turn")}
+    names = "jumped", "is_complete", "is_flattered", "is_path", "out_of_turn"
+    flags = {name: jnp.asarray(fields.pop(name, False)) for name in names}
     numbers = {name: jnp.float32(x) for name, x in (fields | {"slope": slope, "curvature": curvature}).items()}
     return gen_optax.Measurement(**numbers, **flags)
 

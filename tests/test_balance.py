@@ -1,4 +1,4 @@
-"""The default controller: one law in two phases, an emergency, a setback."""
+"""The default controller: one law in two phases, gains that other batches confirm, an emergency."""
 
 import functools
 
@@ -13,22 +13,21 @@ from helpers import measurement, observed, random_quadratic
 
 import gen_optax
 from gen_optax import ProbeStatus
-from gen_optax._balance import Losses
+from gen_optax._balance import Claims
 
 SEARCH, HOLD = 8, 5000  # probes so far: of weight 1/2, and of the least weight, 0.05
-START = 1e-3  # where the search began
 
 
-def remembered(controller, age, floor=0.0, losses=None):
+def remembered(controller, age, claims=None):
     state = controller.init(jnp.float32)[1]
-    losses = state.losses if losses is None else Losses(*map(jnp.float32, losses))
-    return state._replace(age=jnp.int32(age), floor=jnp.float32(floor), losses=losses)
+    claims = state.claims if claims is None else Claims(jnp.int32(claims[0]), *map(jnp.float32, claims[1:]))
+    return state._replace(age=jnp.int32(age), claims=claims)
 
 
-def next_rate(measured, age, rate=0.1, floor=START, every=16, **settings):
+def next_rate(measured, age, rate=0.1, every=16, claims=None, **settings):
     """What a known rate becomes after so many probes, and the status."""
     controller = gen_optax.balance(**settings)
-    found, state, status = observed(controller, measured, rate, remembered(controller, age, floor), every)
+    found, state, status = observed(controller, measured, rate, remembered(controller, age, claims=claims), every)
     assert state.age == age + 1
     return float(found), ProbeStatus(int(status)).name
 
@@ -41,7 +40,7 @@ def weight(age, every=16, smoothing=0.95, search_probes=50):
     return np.clip(4 * (1 if searching else every) / max(calls, 1), least, max(least, 0.5))
 
 
-def numpy_balance(slope, curvature, noise, rate, age, floor, sigma, smoothing, max_change, every):
+def numpy_balance(slope, curvature, noise, rate, age, sigma, smoothing, max_change, every):
     """The law in float64, of measurements that neither say too little nor that a step overshot."""
     rho, w = slope / max(curvature, noise), weight(age, every, smoothing)
     if age >= 50:
@@ -49,7 +48,7 @@ def numpy_balance(slope, curvature, noise, rate, age, floor, sigma, smoothing, m
     target = min(sigma, 1.0) * rho
     highest = 1.0 if curvature < -noise else max_change
     factor = np.clip(np.cbrt(target) if target > 1 else target, 1 / max_change, highest)
-    return max(rate * factor**w, min(floor, rate))
+    return rate * factor**w
 
 
 @pytest.mark.parametrize(
@@ -62,19 +61,16 @@ def numpy_balance(slope, curvature, noise, rate, age, floor, sigma, smoothing, m
     log_rate=st.floats(-12, 6),
     log_loss=st.floats(-20, 20),
     age=st.one_of(st.integers(0, 49), st.integers(50, 10_000)),
-    log_floor=st.floats(-3, 1),
 )
-def test_the_law(
-    sigma, smoothing, max_change, every, log_ratio, sign, of_curvature, log_rate, log_loss, age, log_floor
-):
+def test_the_law(sigma, smoothing, max_change, every, log_ratio, sign, of_curvature, log_rate, log_loss, age):
     """Search and hold in float64 NumPy: rates and losses of any size, ascents and planes among them."""
     rate, size = 10.0**log_rate, 10.0**log_loss
     noise = 1e-3 * size
-    slope, curvature, floor = sign * size * 10.0**log_ratio, of_curvature * size, rate * 10.0**log_floor
+    slope, curvature = sign * size * 10.0**log_ratio, of_curvature * size
     settings = {"sigma": sigma, "smoothing": smoothing, "max_change": max_change}
-    expected = numpy_balance(slope, curvature, noise, rate, age, floor, every=every, **settings)
+    expected = numpy_balance(slope, curvature, noise, rate, age, every=every, **settings)
     measured = measurement(slope, curvature, noise=noise, value=size, end_value=size)
-    found, _ = next_rate(measured, age, rate, floor, every, **settings)
+    found, _ = next_rate(measured, age, rate, every, **settings)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
@@ -131,32 +127,13 @@ def test_the_weight_is_a_part_of_the_past():
     assert next_rate(eightfold, 50, max_weight=0.1)[0] == pytest.approx(0.1 * 2**0.1, rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("rate", "age", "end_value", "lowest"),
-    [
-        (0.11, SEARCH, 1.0, 0.1),  # from above it falls to the start
-        (0.1, SEARCH, 1.0, 0.1),
-        (0.05, SEARCH, 1.0, 0.05),  # below already, after an overshot: no further
-        (0.1, SEARCH, 2.1, None),  # an overshot beyond doubt
-        (0.1, HOLD, 1.0, None),  # the search is over
-    ],
-)
-def test_a_search_does_not_fall_below_its_start(rate, age, end_value, lowest):
-    measured = measurement(-1.0, 2.0, end_value=end_value, jumped=end_value > 2)
-    found, status = next_rate(measured, age, rate, floor=0.1)
-    assert status == ("JUMP" if end_value > 2 else "ASCENT")
-    if lowest is None:
-        assert found < 0.1 * 0.97
-    else:
-        assert found == pytest.approx(lowest, rel=1e-5)
-
-
-def test_after_the_search_there_is_no_start_to_fall_to():
-    controller = gen_optax.balance(smoothing=0.0)
-    state, rate = remembered(controller, 49, 0.1), 0.1
-    for _ in range(3):
+def test_a_search_falls_below_where_it_began():
+    """As far as it takes: momentum makes later steps a hundred times as long as the first."""
+    controller, rate = gen_optax.balance(), 0.1
+    state = remembered(controller, 0)
+    for _ in range(40):
         rate, state, _ = observed(controller, measurement(-1.0, 2.0), rate, state)
-    assert rate == pytest.approx(0.1 / 4)
+    assert rate < 1e-3
 
 
 @pytest.mark.parametrize("curvature", [2.0, 0.0, -2.0])
@@ -258,146 +235,65 @@ def test_a_higher_loss_at_the_end_never_raises_the_next_rate(
     assert after <= before * (1 + 1e-6)
 
 
-@pytest.mark.parametrize(
-    ("losses", "end_values"),
-    [
-        pytest.param(
-            (2.0, 1.5, 0.01, 1.0, 0.0, 0.0),
-            (-1.0, 1.0),
-            marks=pytest.mark.xfail(strict=True, reason="change + 3 change_error falls as a gain becomes smaller"),
-        ),
-        # Steps that made the loss infinite are taken back, hence not to blame for a setback that a jump adds to its own
-        # fall; but they lower the rate by more.
-        ((2.0, 2.0, 0.01, 1.0, 0.0, 0.0), (3.0, np.inf)),
-        ((2.0, 2.0, 0.01, 1.0, 0.0, 0.0), (1.0, 1.5)),
-        ((2.0, 2.0, 0.01, 1.0, 0.5, 0.5), (1.0, np.nan)),
-    ],
-)
-def test_nor_where_the_loss_has_a_past(losses, end_values):
-    """What a setback is depends on the change that the steps made."""
-    controller, rates = gen_optax.balance(), []
-    for end_value in end_values:
-        measured = as_measured(0.1, 2.0, end_value, noise=0.0, value=1.0, r_squared=1.0, guarded=True, in_turn=True)
-        rates.append(observed(controller, measured, 0.1, remembered(controller, HOLD, losses=losses))[0])
-    assert rates[1] <= rates[0] * (1 + 1e-6)
-
-
-def watched(losses, changes=None, **settings):
-    """The rates after probes that saw these losses, one after the other.
-
-    And these changes of the loss along paths; without them, single steps, which tell nothing of the others. The slope
-    is at balance, so that nothing but setbacks moves the rate.
-    """
-    of_steps = np.zeros(len(losses)) if changes is None else changes
-    seen = [jnp.asarray(x, jnp.float32) for x in (losses, np.asarray(losses) + of_steps)]
-    is_path = jnp.array(changes is not None)
-    return np.asarray(_watched(gen_optax.balance(sigma=2.0, **settings), is_path, *seen))
+def paths(number, gained, lost, scatter=0.0, seed=0, **settings):
+    """The rate after so many paths that gained and lost so much, by itself at rest, as a part of what it was."""
+    rng = np.random.default_rng(seed)
+    values = 5 + scatter * rng.standard_normal((2, number)) + np.array([[0.0], [-1.0]]) * np.array([[0.0], [lost]])
+    ends = values[0] - gained
+    seen = [jnp.asarray(x, jnp.float32) for x in (values[0], values[1], ends)]
+    return float(_paths(gen_optax.balance(sigma=2.0, **settings), *seen)) / 0.1
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _watched(controller, is_path, values, ends):
+def _paths(controller, values, before, ends):
     def probe(carry, seen):
-        (rate, state), (value, end) = carry, seen
-        slope = jnp.where(state.age < controller.search_probes, 2.0, 1.0)  # sigma is 1, and then 2
-        measured = measurement(1.0, 2.0)._replace(slope=slope, value=value, end_value=end, is_path=is_path)
+        (rate, state), (value, value_before, end) = carry, seen
+        measured = measurement(1.0, 2.0, is_complete=True, is_path=True)
+        measured = measured._replace(value=value, value_before=value_before, end_value=end)
         rate, state, _ = observed(controller, measured, rate, state, 8)
-        return (rate, state), rate
+        return (rate, state), None
 
-    start = jnp.float32(0.1), remembered(controller, 0, 0.01)
-    return jax.lax.scan(probe, start, (values, ends))[1]
-
-
-def noisy(level, seed=0, spread=0.1):
-    return level + spread * np.random.default_rng(seed).standard_normal(np.shape(level))
+    (rate, _), _ = jax.lax.scan(probe, (jnp.float32(0.1), remembered(controller, 1000)), (values, before, ends))
+    return rate
 
 
-FALLING = 0.3 + 2 * np.exp(-np.arange(300) / 60)
-LOST = np.concatenate([2.3 - np.arange(80) / 80, np.full(60, 2.0)])  # falls to 1.3 and comes back to 2
+def test_a_gain_that_the_next_batch_takes_back_does_not_count():
+    assert paths(30, 1.0, 0.0) == pytest.approx(1.0)
+    assert paths(30, 1.0, 1.0) == pytest.approx(0.5 ** (29 * 0.05 / 1.0), rel=0.1)
+    assert 0.4 < paths(30, 1.0, 0.5) < 0.6
+    assert paths(30, 1.0, -1.0) == pytest.approx(1.0)  # the next batch is better: no reason for doubt
 
 
-@pytest.mark.parametrize(("unit", "offset"), [(1.0, 0.0), (1.0, -50.0), (1e30, 0.0), (1e-30, 0.0), (1e30, -50.0)])
-def test_a_loss_that_loses_what_it_had_gained_lowers_the_rate(unit, offset):
-    rates = watched(unit * (noisy(LOST) + offset))
-    np.testing.assert_allclose(rates[79], 0.1, rtol=1e-6)
-    np.testing.assert_allclose(sorted(set(rates.round(5)), reverse=True), 0.1 / 2.0 ** np.arange(4), 1e-3)
+def test_the_first_path_says_nothing_of_others():
+    assert paths(1, 1.0, 1.0) == pytest.approx(1.0)
+    assert paths(2, 1.0, 1.0) < 1.0
 
 
-@pytest.mark.parametrize("max_change", [1.5, 4.0])
-def test_a_setback_lowers_the_rate_by_the_clamp(max_change):
-    rates = watched(noisy(LOST), max_change=max_change)
-    falls = rates[1:] / rates[:-1]
-    np.testing.assert_allclose(falls[falls < 0.99], 1 / max_change, rtol=1e-5)
-    assert rates[-1] < 0.1 / 1.4
+def test_a_loss_that_rises_by_itself_is_not_held_against_the_steps():
+    """Twice as much as they claim to gain, or while they gain nothing."""
+    assert paths(30, 1.0, 3.0) == pytest.approx(1.0)
+    assert paths(30, 0.0, 1.0) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_a_loss_that_falls_leaves_the_rate(seed):
-    np.testing.assert_allclose(watched(noisy(FALLING, seed)), 0.1, rtol=1e-5)
+def test_batches_that_scatter_confirm_on_average():
+    found = [paths(200, 0.1, 0.0, scatter=1.0, seed=seed) for seed in range(5)]
+    flattered = [paths(200, 1.0, 1.0, scatter=1.0, seed=seed) for seed in range(5)]
+    assert np.median(found) > 0.3
+    assert max(flattered) < 0.05
 
 
-@hypothesis.given(st.integers(20, 200), st.floats(0, 30))
-@hypothesis.settings(max_examples=20)
-def test_one_outlier_of_any_size_leaves_the_rate(place, log_size):
-    losses = FALLING.copy()
-    losses[place] += 10**log_size
-    losses[place + 1 :] = losses[place]  # as if nothing came after it: one length, compiled once
-    rates = watched(losses)
-    np.testing.assert_allclose(rates[: place + 1], 0.1, rtol=1e-5)
+def test_a_gain_below_rounding_is_not_doubted():
+    controller = gen_optax.balance(sigma=2.0)
+    claims = (10, 1e-3, 1e-3, 0.0)
+    for noise, doubted in ((1e-2, False), (1e-6, True)):
+        measured = measurement(1.0, 2.0, noise=noise, is_complete=True)
+        measured = measured._replace(value=1.0, value_before=0.999, end_value=0.999)
+        rate, *_ = observed(controller, measured, 0.1, remembered(controller, HOLD, claims=claims))
+        assert (rate < 0.0999) == doubted
 
 
-def test_a_ripple_leaves_the_rate():
-    np.testing.assert_allclose(watched(FALLING + 0.02 * np.sin(np.arange(300))), 0.1, rtol=1e-5)
-
-
-def test_setbacks_do_not_count_while_a_rate_is_searched_for():
-    """Nor before there were ten probes, where nothing is searched for."""
-    rates = watched(LOST[-100:])
-    np.testing.assert_allclose(rates[:50], 0.1, rtol=1e-5)
-    assert rates[-1] < 0.06
-    early = watched(np.array([3.0, 1.0] + [9.0] * 28), search_probes=0)
-    np.testing.assert_allclose(early[:10], 0.1, rtol=1e-5)
-    assert early[10] < 0.06
-
-
-@pytest.mark.parametrize(("loss", "out_of_turn"), [(np.nan, False), (np.inf, False), (9.0, True)])
-def test_losses_that_are_not_finite_or_of_a_bad_batch_do_not_count(loss, out_of_turn):
-    controller = gen_optax.balance()
-    state = remembered(controller, 100, losses=(2.0, 1.0, 0.01, 1.0, 0.0, 0.0))
-    rate, after, _ = observed(controller, measurement(1.0, 2.0, value=loss, out_of_turn=out_of_turn), 0.1, state)
-    assert rate == np.float32(0.1)
-    assert after.losses == state.losses
-    _, after, _ = observed(controller, measurement(1.0, 2.0, value=9.0), 0.1, state)
-    assert after.losses != state.losses
-
-
-@pytest.mark.parametrize("unit", [1.0, 1e30, 1e-30])
-@pytest.mark.parametrize(
-    ("changes", "falls"),
-    [
-        (np.diff(LOST, append=LOST[-1]), True),  # as the loss fell and rose, so the steps changed it
-        (noisy(np.zeros(140), seed=1, spread=1.0), True),  # who is to tell what rose by a third of that?
-        (np.full(140, -0.001), False),  # the steps went on to lower a loss that rose by itself
-        (noisy(np.zeros(140), seed=1, spread=0.001), False),
-    ],
-)
-def test_a_loss_that_rises_by_more_than_the_steps_did_leaves_the_rate(changes, falls, unit):
-    rates = watched(unit * noisy(LOST), unit * changes)
-    assert (rates[-1] < 0.06) == falls
-    assert falls or rates[-1] == pytest.approx(0.1)
-
-
-def test_steps_that_were_taken_back_did_not_change_the_loss():
-    """Each overshoot lowers the rate to a tenth, and no setback adds to it."""
-    rates = watched(noisy(LOST), np.full(140, np.inf))[:20]
-    np.testing.assert_allclose(rates[1:] / rates[:-1], 0.1, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("probe", "falls"),
-    [(None, False), (gen_optax.finite_difference(independent=True), True)],
-    ids=["path", "single step"],
-)
-def test_a_level_that_jumps_is_no_setback_where_all_steps_are_seen(probe, falls):
+@pytest.mark.parametrize("probe", [None, gen_optax.finite_difference(independent=True)], ids=["path", "single step"])
+def test_a_level_that_jumps_leaves_the_rate(probe):
     """The loss of every batch jumps by a constant, 0.4 of what it had gained: nothing else that is measured changes."""
     problem = random_quadratic(0, condition=10.0)
     start = jnp.asarray(problem.centre, jnp.float32) + 1.0
@@ -417,10 +313,7 @@ def test_a_level_that_jumps_is_no_setback_where_all_steps_are_seen(probe, falls)
 
     calm, upset = (np.asarray(rates(jump)) for jump in (0.0, 0.4 * problem.value(start)))
     np.testing.assert_array_equal(calm[:200], upset[:200])
-    if falls:  # once, and training goes on
-        assert 0.4 * calm[200:].min() < upset[200:].min() < 0.7 * calm[200:].min()
-    else:
-        assert upset[200:].min() > 0.7 * calm[200:].min()
+    assert upset[200:].min() > 0.7 * calm[200:].min()
 
 
 @pytest.mark.parametrize(
@@ -444,6 +337,8 @@ def test_sigma_unless_given(probe, horizon, sigma):
     far, near = jnp.full(3, 1.0), jnp.full(3, -0.25)
     state, here = tx.init(far), near if isinstance(probe.direction, gen_optax.Path) else far
     controller = state.controller._replace(age=jnp.int32(10_000))
+    if isinstance(probe.direction, gen_optax.Path):
+        state = state._replace(probe=state.probe._replace(length=jnp.int32(1)))
     state = state._replace(
         count=jnp.int32(7),
         learning_rate=jnp.float32(1.25),
@@ -479,8 +374,7 @@ def test_the_batch_of_the_gradient_is_refused(probe):
         ({"max_change": None}, "max_change must be greater than 1, got None"),
         ({"search_probes": 1.5}, "search_probes must be a whole number"),
         ({"max_weight": 1.0}, "max_weight must be in"),
-        ({"setback": "a"}, "setback must be a positive number"),
-        ({"change_errors": np.nan}, "change_errors must be a number"),
+        ({"confirm_errors": np.nan}, "confirm_errors must be a number"),
     ],
 )
 def test_settings_outside_their_range(settings, message):

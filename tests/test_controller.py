@@ -125,7 +125,7 @@ def test_no_measurement_whatever_breaks_the_rate(slope, curvature, noise, rate, 
     measured = measurement(slope, curvature, noise=noise, end_value=end_value, jumped=flags[0], out_of_turn=flags[1])
     state = controller.init(jnp.float32)[1]
     if state != ():
-        state = state._replace(age=jnp.int32(age), floor=jnp.float32(rate / 2))
+        state = state._replace(age=jnp.int32(age))
     for _ in range(2):
         rate, state, _ = observed(controller, measured, rate, state)
         assert 0 <= rate <= np.inf  # not NaN

@@ -127,5 +127,5 @@ def test_a_probe_of_sharded_parameters_gathers_what_its_forward_passes_gather(re
     once = sum(sizes(result, "forward", "all-gather"))
     assert once > 0, "else this tests nothing"
     assert added(result, "all-gather") <= 1.1 * PASSES[request.node.callspec.id.rsplit(", ", 1)[1]] * once
-    assert added(result, "all-reduce") <= 64
+    assert added(result, "all-reduce") <= 128
     assert {kind for kind, _ in result["gen"]} == {"all-gather", "all-reduce"}

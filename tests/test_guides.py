@@ -9,7 +9,8 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-SITE = [ROOT / "docs" / f"{name}.md" for name in ("index", "quick-start", "how-it-works", "peers", "faq")]
+NAMES = ("index", "quick-start", "how-it-works", "when-it-does-not-work", "peers", "faq")
+SITE = [ROOT / "docs" / f"{name}.md" for name in NAMES]
 PAGES = [*sorted((ROOT / "docs" / "guides").glob("*.md")), *SITE]
 BLOCK = re.compile(r"^```python[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 DEVICES = re.compile(r"<!--\s*devices:\s*(\d+)\s*-->")

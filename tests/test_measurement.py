@@ -56,34 +56,36 @@ def test_a_probe_that_says_no_more_than_it_has_to():
     assert _measurement.judge(measured) == ProbeStatus.ACCEPTED
 
 
-def along(probe, start, end, in_turn=True, searching=False, updates=1.0):
+def along(probe, start, end, in_turn=True, searching=False, updates=1.0, spread=0.0):
     """What the direction of a probe reports of losses at both ends of a step."""
     nothing = dict.fromkeys(field.name for field in dataclasses.fields(gen_optax.Context))
-    one = jnp.float32(1.0)
-    known = {"learning_rate": one, "applied_learning_rate": one, "decay": one, "updates": jnp.float32([1.0, updates])}
-    context = gen_optax.Context(
-        **(nothing | known | {"in_turn": jnp.array(in_turn), "searching": jnp.array(searching)})
-    )
-    return probe.direction.measurement(context, *map(jnp.float32, (start, end, 1.0, 2.0)))
+    one, params = jnp.float32(1.0), jnp.float32([1.0, updates])
+    known = {"learning_rate": one, "applied_learning_rate": one, "decay": one, "updates": params, "count": jnp.int32(7)}
+    known |= {"in_turn": jnp.array(in_turn), "searching": jnp.array(searching), "every": 16, "loss": jnp.sum}
+    context = gen_optax.Context(**(nothing | known | {"params": params}))
+    state = probe.direction.init(params)
+    if isinstance(probe.direction, gen_optax.Path):
+        state = state._replace(losses=state.losses._replace(spread=jnp.float32(spread)))
+    return probe.direction.measurement(state, context, *map(jnp.float32, (start, end, 1.0, 2.0)))
 
 
 @pytest.mark.parametrize(
-    ("end", "probe", "in_turn", "searching", "jumped"),
+    ("rise", "probe", "in_turn", "searching", "jumped"),
     [
-        (2.1, gen_optax.retrospective(), True, True, True),  # a rate that is being found
-        (1.9, gen_optax.retrospective(), True, True, False),  # a fresh batch may lose by chance
-        (2.1, gen_optax.retrospective(), True, False, False),  # small losses of a few examples may double by chance
-        (2.1, gen_optax.retrospective(), False, False, True),  # an alarm, and it was right
-        (1.9, gen_optax.retrospective(), False, False, False),
-        (2.1, gen_optax.finite_difference(independent=True), True, False, True),  # the step to come, alone
-        (1.9, gen_optax.finite_difference(independent=True), True, False, False),
-        (2.1, gen_optax.finite_difference(), True, False, False),  # judged by its parabola
+        (4.1, gen_optax.retrospective(), True, True, True),  # a rate that is being found
+        (3.9, gen_optax.retrospective(), True, True, False),  # a fresh batch may lose by chance
+        (4.1, gen_optax.retrospective(), True, False, True),
+        (4.1, gen_optax.retrospective(), False, False, True),  # an alarm, and it was right
+        (3.9, gen_optax.retrospective(), False, False, False),
+        (4.1, gen_optax.finite_difference(independent=True), True, False, False),  # judged by its parabola
+        (4.1, gen_optax.finite_difference(), True, False, False),
     ],
 )
-@pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_what_is_an_overshot_beyond_doubt(end, probe, in_turn, searching, jumped, sign):
-    """Whatever the sign of the loss where the step starts."""
-    assert along(probe, sign, end, in_turn, searching).jumped == jumped
+@pytest.mark.parametrize("level", [0.0, 100.0, -1.0])
+def test_what_is_an_overshot_beyond_doubt(rise, probe, in_turn, searching, jumped, level):
+    """Four times the largest change of late, whatever the level of the loss; nothing is known of the first change."""
+    assert along(probe, level, level + rise, in_turn, searching, spread=1.0).jumped == jumped
+    assert not along(probe, level, level + rise, in_turn, searching).jumped
 
 
 @pytest.mark.parametrize("probe", [gen_optax.finite_difference(), gen_optax.exact(independent=True)])

@@ -62,14 +62,14 @@ def in_a_branch(w, x):
 def test_the_trace_tells_the_arithmetic(loss, eps, scalar_eps):
     """Whatever the dtype of the loss; what does not depend on the parameters does not count."""
     x, expected = jnp.ones(4), (eps, scalar_eps, F32, frozenset())
-    assert _arithmetic.arithmetic(lambda w: loss(w, x), jnp.ones(4)) == expected
-    jax.jit(lambda x: _arithmetic.arithmetic(lambda w: loss(w, x), jnp.ones(4)) == expected or 1 / 0)(x)
+    assert _arithmetic.arithmetic(jax.make_jaxpr(lambda w: loss(w, x))(jnp.ones(4))) == expected
+    jax.jit(lambda x: _arithmetic.arithmetic(jax.make_jaxpr(lambda w: loss(w, x))(jnp.ones(4))) == expected or 1 / 0)(x)
 
 
 def test_parameters_of_low_precision_are_coarse_whatever_is_computed():
     w = {"a": jnp.ones(3, BF16), "b": jnp.ones(3), "n": jnp.ones(3, jnp.int32)}
-    assert _arithmetic.arithmetic(lambda w: jnp.sum(w["b"]), w).eps == EPS[BF16]
-    assert _arithmetic.arithmetic(lambda w: jnp.sum(w["b"]), w | {"a": 1.0}).eps == EPS[F32]
+    assert _arithmetic.arithmetic(jax.make_jaxpr(lambda w: jnp.sum(w["b"]))(w)).eps == EPS[BF16]
+    assert _arithmetic.arithmetic(jax.make_jaxpr(lambda w: jnp.sum(w["b"]))(w | {"a": 1.0})).eps == EPS[F32]
 
 
 @pytest.mark.parametrize(("backend", "eps"), [("cpu", EPS[F32]), ("gpu", 2.0**-10), ("tpu", EPS[BF16])])
@@ -77,10 +77,10 @@ def test_matrix_units_that_round_float32_are_coarse(backend, eps, monkeypatch):
     """On other hardware a float32 product is not one, unless asked for."""
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     w, x = jnp.ones((2, 2)), jnp.ones((2, 2))
-    assert _arithmetic.arithmetic(lambda w: jnp.sum(x @ w), w).eps == eps
-    assert _arithmetic.arithmetic(lambda w: jnp.sum(x * w), w).eps == EPS[F32]
+    assert _arithmetic.arithmetic(jax.make_jaxpr(lambda w: jnp.sum(x @ w))(w)).eps == eps
+    assert _arithmetic.arithmetic(jax.make_jaxpr(lambda w: jnp.sum(x * w))(w)).eps == EPS[F32]
     with jax.default_matmul_precision("highest"):
-        assert _arithmetic.arithmetic(lambda w: jnp.sum(x @ w), w).eps == EPS[F32]
+        assert _arithmetic.arithmetic(jax.make_jaxpr(lambda w: jnp.sum(x @ w))(w)).eps == EPS[F32]
 
 
 @pytest.fixture(scope="module")

@@ -35,11 +35,13 @@ class Starting(Cautious):
     def starting(self, state):
         return state["seen"] == 0
 
-    def start_points(self, state, context):
-        return jnp.array([0.01, 0.1, 1.0, 10.0])
+    num_start_rates = 4
 
-    def start(self, learning_rate, state, points, losses, context):
-        best = points[jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf))]
+    def start_rate(self, k, tried, losses, context):
+        return jnp.array([0.01, 0.1, 1.0, 10.0])[k]
+
+    def start(self, learning_rate, state, tried, losses, context):
+        best = tried[jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf))]
         return best, {"seen": state["seen"] + 1}, jnp.int32(ProbeStatus.NONE)
 
 
@@ -53,7 +55,7 @@ class ThreePoints(gen_optax.Probe):
 
     def measure(self, state, losses, context):
         minus, centre, plus = losses[:3]
-        return self.direction.measurement(context, centre, plus, (minus - plus) / 2, plus - 2 * centre + minus)
+        return self.direction.measurement(state, context, centre, plus, (minus - plus) / 2, plus - 2 * centre + minus)
 
 
 class IndependentPoints(ThreePoints):
@@ -69,7 +71,7 @@ class PathPoints(ThreePoints):
 
     def measure(self, state, losses, context):
         minus, centre, plus = losses[:3]
-        return self.direction.measurement(context, minus, centre, (minus - plus) / 2, plus - 2 * centre + minus)
+        return self.direction.measurement(state, context, minus, centre, (minus - plus) / 2, plus - 2 * centre + minus)
 
 
 class Derivatives(gen_optax.Probe):

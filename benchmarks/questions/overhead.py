@@ -43,7 +43,7 @@ _DEFAULT = "retrospective"
 WORKLOADS = ("gpt_moby", "gpt_sotu", "efficientnet_finetune", "minilm_full")
 _BATCH, _EVERY, _TURNS, _COMPILATIONS = 64, 16, 5, 3
 # What a rate is found with: forward passes at rates that double, and probes beyond those of the usual rhythm.
-_FIRST_RATES, _SEARCH_PROBES = 18, gen_optax.balance().search_probes
+_FIRST_RATES, _SEARCH_PROBES = gen_optax.balance().num_start_rates, gen_optax.balance().search_probes
 _FIRST_PROBES = _SEARCH_PROBES * (1 - 1 / _EVERY)
 _RATE, _LATER = 1e-6, 64  # of every step, and the number of calls before the first
 _NOTE = "overhead"

@@ -158,7 +158,7 @@ def test_without_settings_it_is_what_gen_optax_does_by_itself(family, monkeypatc
     np.testing.assert_array_equal(rates_of(family), named)
 
 
-GONE = ("smooth=", "max_change=none", "blind_ascent=", "probe=exact", "probe=finite_difference")
+GONE = ("smooth=", "max_change=none", "blind_ascent=", "setback=", "probe=exact", "probe=finite_difference")
 """Settings in stored cells that today's `gen` does not have, the last two on the gradient's own batch."""
 
 

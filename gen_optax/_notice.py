@@ -1,0 +1,111 @@
+"""What is wrong with a user's situation, as far as a run can see it: kept in `info.notices`, and said by `metrics`."""
+
+import enum
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gen_optax import _axes
+from gen_optax._measurement import Context, Measurement, ProbeStatus
+
+# Two programs for one loss agree to this many times its rounding error.
+_SAME = 8.0
+# The first change of the loss that is this many times as large shows the slope, before any curvature.
+_CLEAR = 64.0
+# The loss rises along more than this part of so many probes only if it is not the one that the steps lower.
+_MOST, _ENOUGH = 0.6, 64
+
+
+class Notice(enum.IntFlag):
+    """Why GeN cannot do its best here. `info.notices` holds those that were seen so far, as the bits of an int32."""
+
+    VALUE_DIFFERS = 1
+    """`value` is not `value_fn(params)`: another dropout key, a penalty, another scale. Probes leave `value` out, at
+    one forward pass more each."""
+    GRADIENT_DIFFERS = 2
+    """The loss does not fall as the gradient says: `value_fn` has a `stop_gradient` inside, or is another loss."""
+    UPHILL = 4
+    """The updates of the base point uphill: a base without its sign. No learning rate can help."""
+    BATCH_SEEN = 8
+    """Every batch comes back while its last use is still being judged, so a probe has waited for a new one in vain.
+    What it says is flattered."""
+    NO_RATE = 16
+    """No first learning rate was found at the first calls: nothing moves. `info.status` says why."""
+    HORIZON_PASSED = 32
+    """The decay has reached 0: nothing moves any more."""
+
+
+_ADVICE = {
+    Notice.VALUE_DIFFERS: "the `value` given to update is not value_fn(params) on the same batch with the same dropout "
+    "key, so probes do without it. Return both from one function, or leave value out",
+    Notice.GRADIENT_DIFFERS: "value_fn does not fall along the step as the gradient given to update says. Where the "
+    "loss has a stop_gradient (a target, a codebook), hand over as value_fn a loss without it that training has to "
+    "lower, and no value; see the page 'When it does not work'",
+    Notice.UPHILL: "the updates of the base point uphill. optax.scale_by_...() has no sign: put optax.scale(-1.0) "
+    "behind it, or take the optimizer of that name, at learning rate 1",
+    Notice.BATCH_SEEN: "all batches come back within a few calls, so steps are judged on data that they were taken on. "
+    "Hand over a loss on data that is held out: value_fn=lambda p: loss_fn(p, held_out), and no value",
+    Notice.NO_RATE: "no learning rate was found at the first calls, and nothing moves. info.status says why: ASCENT, "
+    "the loss rises along the step; BELOW_ROUNDING, it does not respond to it; NOT_FINITE, it is NaN or infinite",
+    Notice.HORIZON_PASSED: "the decay has reached 0, so nothing moves any more. Give num_steps the total number of "
+    "steps, those before a resumption included",
+}
+
+
+def seen(*conditions: tuple[Any, Notice]) -> Any:
+    """The notices whose condition holds, as int32 bits."""
+    bits = jnp.int32(0)
+    for holds, notice in conditions:
+        bits |= jnp.where(holds, jnp.int32(notice), 0)
+    return bits
+
+
+def of_start(context: Context, tried: jax.Array, losses: jax.Array, status: jax.Array) -> jax.Array:
+    """What the first losses along a step show, of which the first is that at the parameters if `tried[0]` is 0."""
+    if not tried.size:
+        return jnp.int32(0)
+    start = losses[0]
+    differs = (tried[0] == 0) & _differs(context, start)
+    slope, uphill = context.slope, status == ProbeStatus.ASCENT
+    if slope is None or context.arithmetic.is_coarse:
+        return seen((differs, Notice.VALUE_DIFFERS), (uphill, Notice.UPHILL))
+    clear = jnp.isfinite(losses) & (jnp.abs(losses - start) > _CLEAR * context.arithmetic.rounding() * jnp.abs(start))
+    least = jnp.argmin(jnp.where(clear & (tried > 0), tried, jnp.inf))
+    expected = slope * tried[least]
+    fall = start - losses[least]
+    # What rises at once may have fallen by less than can be seen.
+    follows = ~jnp.any(clear) | (fall <= 0) | (jnp.abs(fall - expected) <= jnp.abs(expected) / 2)
+    return seen(
+        (differs, Notice.VALUE_DIFFERS),
+        (uphill & (slope <= 0), Notice.UPHILL),
+        (~follows & ~(uphill & (slope <= 0)), Notice.GRADIENT_DIFFERS),
+    )
+
+
+def of_probe(context: Context, measurement: Measurement, number: jax.Array, ascents: jax.Array) -> jax.Array:
+    """What a probe shows, where it has evaluated the loss at the parameters as well; and what all of them do.
+
+    Where noise alone is left, the loss rises along no more than half of the paths.
+    """
+    at_params = jnp.where(measurement.is_path, measurement.end_value, measurement.value)
+    uphill = (number >= _ENOUGH) & (ascents > _MOST * number)
+    return seen((_differs(context, at_params), Notice.VALUE_DIFFERS), (uphill, Notice.GRADIENT_DIFFERS))
+
+
+def _differs(context: Context, at_params: jax.Array) -> Any:
+    """Whether `value` is another loss than the one at the parameters."""
+    if context.value is None:
+        return False
+    value = _axes.mean(jax.lax.stop_gradient(context.value), context.axis_name).astype(at_params.dtype)
+    size = jnp.maximum(jnp.abs(value), jnp.abs(at_params))
+    apart = jnp.abs(value - at_params) > _SAME * context.arithmetic.rounding(context.value) * size
+    return jnp.isfinite(value) & jnp.isfinite(at_params) & apart
+
+
+def warn(notices: int, stacklevel: int) -> None:
+    """One warning for each; Python shows the same one once."""
+    for notice, advice in _ADVICE.items():
+        if notices & notice:
+            warnings.warn(f"gen_optax: {advice}.", stacklevel=stacklevel + 1)

@@ -1,0 +1,186 @@
+"""The path of the last steps: a direction that ends at the present parameters."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gen_optax import _axes, _batch, _flow, _tree
+from gen_optax._direction import Direction
+from gen_optax._measurement import Context, Measurement, ProbeStatus
+from gen_optax._notice import Notice
+
+# A loss that rises by more than this many times the largest of its recent changes does not do so by chance.
+_ALARM = 4.0
+# What was a large change once counts for this part of it at the next probe.
+_FORGET = 0.5
+# How often the loss is looked at between two regular probes where no one says what it is.
+_EARS = 4
+# A loss that does not respond is looked at down to once in two to the power of this turns.
+_MOST_BLIND = 3
+
+
+class Losses(NamedTuple):
+    """What a loss is compared with, to tell whether it has risen beyond doubt."""
+
+    level: jax.Array  # at the last probe; infinite before the first
+    spread: jax.Array  # the largest of the recent changes, along paths and from one batch to the next
+
+
+class PathState(NamedTuple):
+    """Where the path starts, and what is known of batches and losses."""
+
+    anchor: optax.Params  # a copy of the parameters at that call
+    loss: jax.Array  # there, of the batch of that call; infinite: not known
+    length: jax.Array  # int32, steps since
+    blind: jax.Array  # int32, probes in a row that saw nothing above rounding
+    batches: _batch.Batches
+    losses: Losses
+
+
+@dataclasses.dataclass(frozen=True)
+class Path(Direction):
+    """The last steps as one: `d = params - anchor`, judged on the present batch, which they have not seen.
+
+    A batch that was trained on flatters them. So where batches come back within `window` calls, a probe in turn waits
+    for a new one. Where all batches of late were the present one, the loss is a function without noise, and there is
+    nothing to wait for.
+
+    Attributes:
+      window: steps. The anchor is set anew at every call whose number is a multiple of `window` (or of the first
+        multiple of `every` above it), and before that at calls 1, 2, 4, 8, ..., as the first steps are the wildest.
+        Fewer steps scatter more, and change a rounded loss by less.
+    """
+
+    window: int = 16
+    independent = True
+
+    def init(self, params):
+        """The anchor is a copy, so that both can be donated."""
+        dtype = jax.dtypes.canonicalize_dtype(jnp.float64)
+        return PathState(
+            anchor=jax.tree.map(jnp.copy, params),
+            loss=jnp.full((), jnp.inf, dtype),
+            length=jnp.zeros((), jnp.int32),
+            blind=jnp.zeros((), jnp.int32),
+            batches=_batch.init(self.window),
+            losses=Losses(jnp.full((), jnp.inf, dtype), jnp.zeros((), dtype)),
+        )
+
+    def due(self, state, context):
+        """In turn, on a new batch, or at an alarm; not while there is no path."""
+        alarm = False if context.value is None else self.alarms(state, context, context.value)
+        return _flow.both(state.length > 0, _flow.either(self._in_turn(state, context), alarm))
+
+    def listens(self, state, context):
+        """Without `value` it is evaluated four times between two regular probes, at every fourth call at most."""
+        if context.value is not None:
+            return False
+        return (state.length > 0) & ((context.count + 1) % jnp.maximum(context.every // _EARS, _EARS) == 0)
+
+    def alarms(self, state, context, value):
+        """A loss that leaves no time to wait: it is not finite, or far above that of the last probe."""
+        value = _axes.mean(value, context.axis_name)
+        return ~jnp.isfinite(value) | ~(value - state.losses.level <= _ALARM * state.losses.spread)
+
+    def notices(self, state, context):
+        """A probe that has waited for a new batch in vain."""
+        return [(self._in_vain(state, context), Notice.BATCH_SEEN)]
+
+    def vector(self, state, context):
+        """All of the steps."""
+        return _tree.difference(context.params, state.anchor)
+
+    def factor(self, context):
+        """The path is the whole vector."""
+        return jnp.ones_like(context.learning_rate)
+
+    def measurement(self, state, context, start, end, slope, curvature):
+        """The parabola told from where the path starts, one path behind the present parameters."""
+        in_turn, spread = jnp.asarray(self._in_turn(state, context)), state.losses.spread
+        jumped = (spread > 0) & (end - start > _ALARM * spread)
+        return Measurement(
+            value=start,
+            slope=slope + curvature,
+            curvature=curvature,
+            end_value=end,
+            step_size=context.applied_learning_rate,
+            jumped=jumped,
+            value_before=state.loss,
+            is_complete=self._begins(context) | (state.batches.waited > 0),
+            is_path=True,
+            is_flattered=self._in_vain(state, context) & ~jnp.asarray(context.searching),
+            out_of_turn=~in_turn,
+        )
+
+    def settle(self, state, context, measurement, status, updates):
+        """Steps that raised the loss beyond doubt are taken back."""
+        taken_back = (status == ProbeStatus.OVERSHOOT) | (status == ProbeStatus.JUMP)
+        probed, in_turn = status != ProbeStatus.NONE, self._in_turn(state, context)
+        late = probed & in_turn & (state.batches.waited > 0)
+        waits = self._wants(state, context) & ~in_turn & (state.length > 0)
+        begins = (self._begins(context) & ~waits | late) & ~taken_back
+        anchor = _flow.cond(begins, lambda: context.params, lambda: state.anchor)
+        if _flow.is_known(begins):
+            anchor = jax.tree.map(jnp.copy, anchor) if begins else anchor  # a buffer of its own, as in init
+        state = PathState(
+            anchor=anchor,
+            loss=jnp.where(begins, self._value(context, measurement, probed), state.loss),
+            length=jnp.where(taken_back, 0, jnp.where(begins, 0, state.length) + 1),
+            blind=jnp.where(probed, jnp.where(status == ProbeStatus.BELOW_ROUNDING, state.blind + 1, 0), state.blind),
+            batches=_batch.follow(state.batches, context.batch, context.count, waits, probed & in_turn),
+            losses=self._follow(state.losses, context, measurement, probed & ~taken_back),
+        )
+        if _flow.is_known(taken_back) and not taken_back:
+            return updates, state
+        back = _tree.difference(context.params, anchor)
+
+        def choose(d, u):
+            return jnp.where(taken_back, (-d).astype(u.dtype), u) if _tree.is_inexact(u) else u
+
+        return jax.tree.map(choose, back, updates), state
+
+    def _wants(self, state, context):
+        """Whether a regular probe is to be made, as soon as there is a batch for it.
+
+        After one that saw nothing every other turn is left out, then three of four, then seven of eight.
+        """
+        turn = jnp.where(context.searching, context.count, (context.count + 1) // context.every)
+        taken = turn & ((1 << jnp.minimum(state.blind, _MOST_BLIND)) - 1) == 0
+        return _flow.either(_flow.both(context.in_turn, taken), state.batches.waited > 0)
+
+    def _in_turn(self, state, context):
+        """Whether it is to be made now."""
+        return _flow.both(self._wants(state, context), _batch.is_fit(state.batches, context.batch, context.count))
+
+    def _in_vain(self, state, context):
+        """Whether it has waited for a new batch in vain."""
+        repeated = _batch.is_repeated(state.batches, context.batch, context.count)
+        return _flow.both(self._in_turn(state, context), repeated)
+
+    def _begins(self, context):
+        """Whether a path begins at this call, the number of which is 1 for the first, unless a probe is waited for."""
+        call, window = context.count + 1, context.every * -(-self.window // context.every)
+        return (call % window == 0) | ((call < window) & (call & (call - 1) == 0))
+
+    def _value(self, context: Context, measurement: Measurement, probed: jax.Array) -> jax.Array:
+        """The loss of the present batch by `value_fn`: measured, or the value if that is the same; or infinite."""
+        measured = jnp.where(probed, measurement.end_value, jnp.inf)
+        if context.value is None:
+            return measured
+        value = _axes.mean(context.value, context.axis_name).astype(measured.dtype)
+        return jnp.where(context.trusts_value & ~probed, value, measured)
+
+    def _follow(self, losses, context, measurement, counts):
+        """The losses with those of this probe; steps that are taken back do not count."""
+        value = measurement.end_value
+        if context.value is not None:
+            value = _axes.mean(context.value, context.axis_name).astype(value.dtype)
+        between = jnp.where(jnp.isfinite(losses.level), jnp.abs(value - losses.level), 0)
+        change = jnp.maximum(between, jnp.abs(measurement.end_value - measurement.value))
+        known = counts & jnp.isfinite(change)
+        spread = jnp.maximum(change, _FORGET * losses.spread)
+        level = jnp.where(known, value, losses.level)
+        return Losses(level, jnp.where(known, spread, losses.spread))
