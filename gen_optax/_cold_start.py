@@ -67,12 +67,6 @@ def first_rate(
     return start, seen, first_of(reasons, ProbeStatus.BELOW_ROUNDING)
 
 
-def slope(context: Context, tried: jax.Array, losses: jax.Array) -> jax.Array:
-    """`b = -G.u` as the losses show it, from the second and the third of the rising rates: exact for a parabola."""
-    near, far = 1 + _BISECTIONS + 1, 1 + _BISECTIONS + 2
-    return (16 * (losses[0] - losses[near]) - (losses[0] - losses[far])) / (12 * tried[near])
-
-
 def _exponent(k: jax.Array, losses: jax.Array, context: Context) -> jax.Array:
     """That of the `k`-th rate. The bits of the bracket's lower end are what the bisections have answered."""
     change = jnp.abs(losses[1 : 1 + _BISECTIONS] - losses[0])
