@@ -9,13 +9,14 @@ import situations
 
 import gen_optax
 
-# The most by which the mean metric may exceed the best constant rate's: 5 %, or 10 where steps act for long.
+# The most by which the mean metric may exceed the best constant rate's: 5 %, or 10 where the best rate is a narrow one.
 CLOSE = [
     *("reference", "echo2", "echo4", "echo8", "augmented_echo4", "sorted", "echo8_held_out"),
     *("no_dropout", "other_key", "penalty", "value_twice"),
     *("buffer", "tiny", "units", "likelihood+0", "likelihood-3", "offset"),
 ]
-LIMITS = dict.fromkeys(CLOSE, 0.05) | dict.fromkeys(["momentum99", "echo16", "rollout", "vq_reconstruction"], 0.1)
+LIMITS = dict.fromkeys(CLOSE, 0.05) | dict.fromkeys(["momentum99", "rollout", "vq_reconstruction"], 0.1)
+LIMITS["echo16"] = 0.2  # the first 16 calls see one batch
 # A regression whose rate is too high costs its noise, which an open end keeps.
 OPEN = {"buffer": 0.08, "tiny": 0.08, "units": 0.08, "likelihood+0": 0.1, "likelihood-3": 0.1}
 
