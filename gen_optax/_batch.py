@@ -43,18 +43,12 @@ def is_repeated(state: Batches, batch: jax.Array, count: jax.Array) -> jax.Array
     return jnp.any(same & known) & jnp.any(~same & known)
 
 
-def is_fit(state: Batches, batch: jax.Array, count: jax.Array) -> jax.Array:
-    """Whether a probe can be made with this batch, or has waited long enough for a better one."""
-    return ~is_repeated(state, batch, count) | (state.waited >= state.patience)
-
-
-def follow(state: Batches, batch: jax.Array, count: jax.Array, waits: Any, probed: Any) -> Batches:
-    """The state after this batch; whether a probe waits, and whether one was made, in turn.
+def follow(state: Batches, batch: jax.Array, repeated: jax.Array, waits: Any, probed: Any) -> Batches:
+    """The state after this batch: whether it `is_repeated`, a probe waits, and one was made in turn.
 
     A new batch after repeated ones means that more will come. A probe that has waited in vain, that there are no
     others: the data are few.
     """
-    repeated = is_repeated(state, batch, count)
     patience = jnp.where(probed & repeated, 0, state.patience)
     return Batches(
         last=jnp.concatenate([batch[None], state.last[:-1]]),

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gen_optax import _settings
-from gen_optax._measurement import Context, Measurement, ProbeStatus
+from gen_optax._measurement import Context, Measurement, ProbeStatus, overshot
 from gen_optax._probe import Probe, finite_difference
 
 # The factors by which a rate falls in an emergency, at most, where the loss is finite and where it is not. The distance
@@ -77,9 +77,8 @@ class Controller(Protocol):
         After a jump it falls to `factor`, the part of the step at which the loss was least, but by no more than 2; it
         never rises. Where the loss was not finite it falls by 10.
         """
-        overshot, jumped = status == ProbeStatus.OVERSHOOT, status == ProbeStatus.JUMP
         after_jump = jnp.clip(jnp.where(jnp.isnan(factor), 0, factor), _AFTER_JUMP, 1)
-        return overshot | jumped, jnp.where(overshot, _AFTER_OVERSHOOT, after_jump)
+        return overshot(status), jnp.where(status == ProbeStatus.OVERSHOOT, _AFTER_OVERSHOOT, after_jump)
 
 
 @dataclasses.dataclass(frozen=True)

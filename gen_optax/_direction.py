@@ -37,7 +37,7 @@ class Direction(Protocol):
         return False
 
     def alarms(self, state: Any, context: Context, value: jax.Array) -> Any:
-        """Whether this loss at the parameters makes a measurement due at once: bool."""
+        """Whether this loss at the parameters, averaged over devices, makes a measurement due at once: bool."""
         return False
 
     def notices(self, state: Any, context: Context) -> list[tuple[Any, Notice]]:
@@ -78,10 +78,6 @@ class Step(Direction):
     def due(self, state, context):
         """In turn."""
         return context.in_turn
-
-    def notices(self, state, context):
-        """Nothing is remembered that could tell."""
-        return []
 
     def vector(self, state, context):
         """The updates."""

@@ -25,7 +25,7 @@ import optax
 from gen_optax import _axes, _company, _fit, _flow, _line, _loss, _notice, _renamed, _settings, _tree
 from gen_optax._balance import Balance
 from gen_optax._controller import Bounds, Controller
-from gen_optax._measurement import Context, Measurement, ProbeStatus, judge
+from gen_optax._measurement import Context, Measurement, ProbeStatus, judge, overshot
 from gen_optax._notice import Notice
 from gen_optax._probe import Probe
 
@@ -121,7 +121,8 @@ def scale_by_gen(
         `(loss, aux)`. Its keyword arguments are taken by name from the extra arguments of `update`; `**kwargs` takes
         all others. It must be one function for all step sizes: one batch, one dropout key.
       * `value` (or `loss`): optional, `value_fn(params)`; saves a forward pass. And a probe along the path is then
-        there at once where the loss jumps, to lower a rate that overshot; without it, at its next turn.
+        there at once where the loss jumps, to lower a rate that overshot; without it, the loss is evaluated at every
+        fourth call to see that.
       * `grad`: the gradient of `value_fn`, neither clipped nor otherwise transformed; what
         `finite_difference(free_slope=True)` takes the slope from, and no other probe asks for.
 
@@ -328,8 +329,7 @@ class _Rule:
         )
         info = seen.info._replace(notices=seen.info.notices | noticed)
         # A rate that is known to overshoot is not tried on the parameters, or not left there.
-        overshot = (seen.status == ProbeStatus.OVERSHOOT) | (seen.status == ProbeStatus.JUMP)
-        applied = jnp.where(overshot, 0, learning_rate * context.decay)
+        applied = jnp.where(overshot(seen.status), 0, learning_rate * context.decay)
         updates = _tree.scale(updates, applied)
         updates, probe_state = direction.settle(state.probe, context, seen.measurement, seen.status, updates)
         count = optax.safe_increment(state.count)

@@ -36,9 +36,8 @@ def losses(context: Context, lines: Sequence[tuple[Any, Line]]) -> tuple[jax.Arr
     found = jnp.full((length,), jnp.inf, arithmetic.loss_dtype)
     if not length:
         return tried, found
-    _axes.require_agreement(
-        _axes.vary(found, arithmetic.varying, context.axis_name), context.learning_rate, context.axis_name
-    )
+    found = _axes.vary(found, arithmetic.varying, context.axis_name)
+    _axes.require_agreement(found, context.learning_rate, context.axis_name)
     directions = [(wanted, line.direction) for wanted, line in lines if line.size]
 
     def point(k, tried, found):
@@ -64,7 +63,6 @@ def losses(context: Context, lines: Sequence[tuple[Any, Line]]) -> tuple[jax.Arr
         k, c, *_ = carry
         return (k < length) & jnp.isfinite(c)
 
-    found = _axes.vary(found, arithmetic.varying, context.axis_name)
     first = point(jnp.int32(0), tried, found)
     carry = (jnp.int32(0), first, *(_axes.vary(x, _axes.varying(first), None) for x in (tried, found)))
     if all(map(_flow.is_known, (carry[1], *jax.tree.leaves(context.params)))):

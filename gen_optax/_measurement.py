@@ -65,8 +65,8 @@ class ProbeStatus(enum.IntEnum):
     POOR_FIT = 7
     """The points are no parabola (R^2 of at most 0.99): the rate stays."""
     JUMP = 8
-    """The steps raised the loss by more than four times what those before them changed it: the rate falls at once, to
-    where the parabola is least or by a factor of 2."""
+    """The steps raised the loss by more than four times what those before them changed it: they are taken back, and the
+    rate falls at once, to where the parabola is least or by a factor of 2."""
     FALSE_ALARM = 9
     """A high loss asked for the probe out of turn, and the steps were not its cause: the rate stays."""
 
@@ -91,6 +91,10 @@ class Context:
 
     trusts_value: Any = True  # bool: `value` is the loss at params
 
+    def average_value(self, dtype: Any) -> jax.Array:
+        """`value`, which is known, over all devices, in this dtype. Nothing is differentiated through it."""
+        return _axes.mean(jnp.asarray(jax.lax.stop_gradient(self.value), dtype), self.axis_name)
+
     @functools.cached_property
     def trace(self) -> Any:
         """The loss as a jaxpr of the parameters."""
@@ -110,6 +114,11 @@ class Context:
     def batch(self) -> jax.Array:
         """The fingerprint of the batch, uint32."""
         return _batch.fingerprint(self.trace, self.learning_rate)
+
+
+def overshot(status: jax.Array) -> jax.Array:
+    """Whether the steps overshot beyond doubt, so that none is taken."""
+    return (status == ProbeStatus.OVERSHOOT) | (status == ProbeStatus.JUMP)
 
 
 def judge(measurement: Measurement) -> jax.Array:

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gen_optax import _axes
 from gen_optax._measurement import Context, Measurement, ProbeStatus
 
 # Two programs for one loss agree to this many times its rounding error.
@@ -98,7 +97,7 @@ def _differs(context: Context, at_params: jax.Array) -> Any:
     """Whether `value` is another loss than the one at the parameters."""
     if context.value is None:
         return False
-    value = _axes.mean(jax.lax.stop_gradient(context.value), context.axis_name).astype(at_params.dtype)
+    value = context.average_value(at_params.dtype)
     size = jnp.maximum(jnp.abs(value), jnp.abs(at_params))
     apart = jnp.abs(value - at_params) > _SAME * context.arithmetic.rounding(context.value) * size
     return jnp.isfinite(value) & jnp.isfinite(at_params) & apart

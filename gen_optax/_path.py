@@ -1,15 +1,15 @@
 """The path of the last steps: a direction that ends at the present parameters."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from gen_optax import _axes, _batch, _flow, _tree
+from gen_optax import _batch, _flow, _tree
 from gen_optax._direction import Direction
-from gen_optax._measurement import Context, Measurement, ProbeStatus
+from gen_optax._measurement import Context, Measurement, ProbeStatus, overshot
 from gen_optax._notice import Notice
 
 # A loss that rises by more than this many times the largest of its recent changes does not do so by chance.
@@ -38,6 +38,19 @@ class PathState(NamedTuple):
     blind: jax.Array  # int32, probes in a row that saw nothing above rounding
     batches: _batch.Batches
     losses: Losses
+
+
+class Turn(NamedTuple):
+    """What a call is to the regular probes."""
+
+    wanted: Any  # bool: one is to be made, as soon as there is a batch for it
+    repeated: jax.Array  # bool: this batch is one of the last ones
+    taken: Any  # bool: it is made now
+
+    @property
+    def in_vain(self) -> Any:
+        """Whether it has waited for a new batch in vain."""
+        return _flow.both(self.taken, self.repeated)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +84,10 @@ class Path(Direction):
 
     def due(self, state, context):
         """In turn, on a new batch, or at an alarm; not while there is no path."""
-        alarm = False if context.value is None else self.alarms(state, context, context.value)
-        return _flow.both(state.length > 0, _flow.either(self._in_turn(state, context), alarm))
+        alarm = False
+        if context.value is not None:
+            alarm = self.alarms(state, context, context.average_value(state.losses.level.dtype))
+        return _flow.both(state.length > 0, _flow.either(self._turn(state, context).taken, alarm))
 
     def listens(self, state, context):
         """Without `value` it is evaluated four times between two regular probes, at every fourth call at most."""
@@ -82,12 +97,11 @@ class Path(Direction):
 
     def alarms(self, state, context, value):
         """A loss that leaves no time to wait: it is not finite, or far above that of the last probe."""
-        value = _axes.mean(value, context.axis_name)
         return ~jnp.isfinite(value) | ~(value - state.losses.level <= _ALARM * state.losses.spread)
 
     def notices(self, state, context):
         """A probe that has waited for a new batch in vain."""
-        return [(self._in_vain(state, context), Notice.BATCH_SEEN)]
+        return [(self._turn(state, context).in_vain, Notice.BATCH_SEEN)]
 
     def vector(self, state, context):
         """All of the steps."""
@@ -99,7 +113,7 @@ class Path(Direction):
 
     def measurement(self, state, context, start, end, slope, curvature):
         """The parabola told from where the path starts, one path behind the present parameters."""
-        in_turn, spread = jnp.asarray(self._in_turn(state, context)), state.losses.spread
+        turn, spread = self._turn(state, context), state.losses.spread
         jumped = (spread > 0) & (end - start > _ALARM * spread)
         return Measurement(
             value=start,
@@ -111,16 +125,17 @@ class Path(Direction):
             value_before=state.loss,
             is_complete=self._begins(context) | (state.batches.waited > 0),
             is_path=True,
-            is_flattered=self._in_vain(state, context) & ~jnp.asarray(context.searching),
-            out_of_turn=~in_turn,
+            is_flattered=turn.in_vain & ~jnp.asarray(context.searching),
+            out_of_turn=~jnp.asarray(turn.taken),
         )
 
     def settle(self, state, context, measurement, status, updates):
         """Steps that raised the loss beyond doubt are taken back."""
-        taken_back = (status == ProbeStatus.OVERSHOOT) | (status == ProbeStatus.JUMP)
-        probed, in_turn = status != ProbeStatus.NONE, self._in_turn(state, context)
-        late = probed & in_turn & (state.batches.waited > 0)
-        waits = self._wants(state, context) & ~in_turn & (state.length > 0)
+        taken_back, probed = overshot(status), status != ProbeStatus.NONE
+        turn = self._turn(state, context)
+        regular = probed & turn.taken
+        late = regular & (state.batches.waited > 0)
+        waits = turn.wanted & ~turn.taken & (state.length > 0)
         begins = (self._begins(context) & ~waits | late) & ~taken_back
         anchor = _flow.cond(begins, lambda: context.params, lambda: state.anchor)
         if _flow.is_known(begins):
@@ -130,7 +145,7 @@ class Path(Direction):
             loss=jnp.where(begins, self._value(context, measurement, probed), state.loss),
             length=jnp.where(taken_back, 0, jnp.where(begins, 0, state.length) + 1),
             blind=jnp.where(probed, jnp.where(status == ProbeStatus.BELOW_ROUNDING, state.blind + 1, 0), state.blind),
-            batches=_batch.follow(state.batches, context.batch, context.count, waits, probed & in_turn),
+            batches=_batch.follow(state.batches, context.batch, turn.repeated, waits, regular),
             losses=self._follow(state.losses, context, measurement, probed & ~taken_back),
         )
         if _flow.is_known(taken_back) and not taken_back:
@@ -142,23 +157,14 @@ class Path(Direction):
 
         return jax.tree.map(choose, back, updates), state
 
-    def _wants(self, state, context):
-        """Whether a regular probe is to be made, as soon as there is a batch for it.
-
-        After one that saw nothing every other turn is left out, then three of four, then seven of eight.
-        """
-        turn = jnp.where(context.searching, context.count, (context.count + 1) // context.every)
-        taken = turn & ((1 << jnp.minimum(state.blind, _MOST_BLIND)) - 1) == 0
-        return _flow.either(_flow.both(context.in_turn, taken), state.batches.waited > 0)
-
-    def _in_turn(self, state, context):
-        """Whether it is to be made now."""
-        return _flow.both(self._wants(state, context), _batch.is_fit(state.batches, context.batch, context.count))
-
-    def _in_vain(self, state, context):
-        """Whether it has waited for a new batch in vain."""
-        repeated = _batch.is_repeated(state.batches, context.batch, context.count)
-        return _flow.both(self._in_turn(state, context), repeated)
+    def _turn(self, state: PathState, context: Context) -> Turn:
+        """After a probe that saw nothing every other turn is left out, then three of four, then seven of eight."""
+        number = jnp.where(context.searching, context.count, (context.count + 1) // context.every)
+        kept = number & ((1 << jnp.minimum(state.blind, _MOST_BLIND)) - 1) == 0
+        batches = state.batches
+        wanted = _flow.either(_flow.both(context.in_turn, kept), batches.waited > 0)
+        repeated = _batch.is_repeated(batches, context.batch, context.count)
+        return Turn(wanted, repeated, _flow.both(wanted, ~repeated | (batches.waited >= batches.patience)))
 
     def _begins(self, context):
         """Whether a path begins at this call, the number of which is 1 for the first, unless a probe is waited for."""
@@ -170,14 +176,13 @@ class Path(Direction):
         measured = jnp.where(probed, measurement.end_value, jnp.inf)
         if context.value is None:
             return measured
-        value = _axes.mean(context.value, context.axis_name).astype(measured.dtype)
-        return jnp.where(context.trusts_value & ~probed, value, measured)
+        return jnp.where(context.trusts_value & ~probed, context.average_value(measured.dtype), measured)
 
     def _follow(self, losses, context, measurement, counts):
         """The losses with those of this probe; steps that are taken back do not count."""
         value = measurement.end_value
         if context.value is not None:
-            value = _axes.mean(context.value, context.axis_name).astype(value.dtype)
+            value = context.average_value(value.dtype)
         between = jnp.where(jnp.isfinite(losses.level), jnp.abs(value - losses.level), 0)
         change = jnp.maximum(between, jnp.abs(measurement.end_value - measurement.value))
         known = counts & jnp.isfinite(change)

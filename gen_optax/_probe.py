@@ -182,7 +182,8 @@ def retrospective() -> Probe:
     parameters in the state: the point where `d` starts, written anew at every 16th call or so. As `d` is read off the
     parameters, whatever else moved or rounded them is judged with it. Nothing is differentiated.
 
-    Steps that made a finite loss NaN or infinite are taken back, and the learning rate falls. That needs finite
+    Steps that made a finite loss NaN or infinite, or raised it by far more than its recent changes, are taken back,
+    and the learning rate falls. That needs finite
     updates: an optimizer whose moments would keep the NaN goes inside `optax.apply_if_finite`.
 
     Returns:
@@ -226,7 +227,7 @@ class FiniteDifference(Probe):
         if first == 0:
             start = losses[np.argmin(np.abs(x))]
             if 0 not in x and context.value is not None:
-                start = _axes.mean(context.value.astype(losses.dtype), context.axis_name)
+                start = context.average_value(losses.dtype)
         size = jnp.max(jnp.where(jnp.isfinite(losses), jnp.abs(losses), 0))
         noise = context.arithmetic.rounding(context.value) * size
         if first == -1:  # where the path does not lead on, for the loss is not finite there, a wall stands for it
@@ -272,7 +273,7 @@ class FiniteDifference(Probe):
             losses = _loss.probe_losses(context.loss, context.params, vector, step_sizes)
             losses = _axes.mean(losses.astype(context.arithmetic.loss_dtype), context.axis_name)
         if context.value is not None and 0 in x:
-            centre = _axes.mean(context.value.astype(losses.dtype), context.axis_name)
+            centre = context.average_value(losses.dtype)
             if context.trusts_value is not True:
                 centre = jnp.where(context.trusts_value, centre, losses[x.size - 1])
             below = int(np.searchsorted(x, 0.0))

@@ -8,21 +8,14 @@ import importlib.util
 import pathlib
 import types
 
-import optax
 import pytest
 from optax import contrib
+from situations import CONTRIB_BASES as BASES
 
 import gen_optax
 
 pytestmark = pytest.mark.filterwarnings("ignore:scale_by_gen runs inside optax.MultiSteps:UserWarning")
 
-BASES = {
-    "sgd": optax.sgd(1.0),
-    "momentum": optax.sgd(1.0, momentum=0.9),
-    "adam": optax.adam(1.0),
-    "adamw": optax.adamw(1.0),
-    "lion": optax.lion(1.0),
-}
 LISTS = ("_MAIN_OPTIMIZERS_UNDER_TEST", "_ALL_OPTIMIZERS_UNDER_TEST")
 
 
