@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from benchmarks.workload import Workload
 from benchmarks.workloads import (
+    density,
     detection,
     digits,
     functions,
@@ -35,6 +36,7 @@ WORKLOADS: dict[str, Callable[..., Workload]] = {
         understanding.minilm_full,
         detection.detector_scenes,
         vision.deep_resnet_nonorm,
+        density.flow_letter,
         functions.beale,
         functions.rosenbrock,
     )
