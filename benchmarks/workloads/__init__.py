@@ -9,6 +9,7 @@ from benchmarks.workloads import (
     digits,
     functions,
     language,
+    prices,
     recommendation,
     tabular,
     transfer,
@@ -37,6 +38,7 @@ WORKLOADS: dict[str, Callable[..., Workload]] = {
         detection.detector_scenes,
         vision.deep_resnet_nonorm,
         density.flow_letter,
+        prices.variance_prices,
         functions.beale,
         functions.rosenbrock,
     )

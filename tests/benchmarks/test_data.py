@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import data
 from benchmarks.data import (
+    diamonds,
     efficientnet_lite0,
     fashion_mnist,
     fetch,
@@ -42,6 +43,19 @@ def test_letter(root):
     assert x.shape == (2, 16)
     assert x[1, 1] == 12
     assert y.tolist() == [19, 0]
+
+
+@pytest.mark.parametrize("numbered", [True, False])
+def test_diamonds(root, numbered):
+    header = '"carat","cut","color","clarity","depth","table","price","x","y","z"\n'
+    rows = ['0.23,"Ideal","E","SI2",61.5,55,326,3.95,3.98,2.43\n', '0.3,"Very Good","J","IF",62,58,400,4,4.1,2.5\n']
+    if numbered:
+        header, rows = '"",' + header, [f'"{i}",{row}' for i, row in enumerate(rows, 1)]
+    (folder(root, "diamonds") / "diamonds.csv").write_text(header + "".join(rows))
+    table = diamonds.load()
+    assert table["grades"].tolist() == [[4, 1, 1], [2, 6, 7]]
+    assert table["price"].tolist() == [326, 400]
+    np.testing.assert_allclose(table["numbers"], [[0.23, 61.5, 55, 3.95, 3.98, 2.43], [0.3, 62, 58, 4, 4.1, 2.5]])
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
