@@ -6,6 +6,7 @@ from benchmarks.workload import Workload
 from benchmarks.workloads import (
     density,
     detection,
+    diffusion,
     digits,
     functions,
     language,
@@ -39,6 +40,7 @@ WORKLOADS: dict[str, Callable[..., Workload]] = {
         vision.deep_resnet_nonorm,
         density.flow_letter,
         prices.variance_prices,
+        diffusion.diffusion_digits,
         functions.beale,
         functions.rosenbrock,
     )
