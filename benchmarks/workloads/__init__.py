@@ -10,6 +10,7 @@ from benchmarks.workloads import (
     digits,
     functions,
     language,
+    physics,
     prices,
     recommendation,
     tabular,
@@ -41,6 +42,7 @@ WORKLOADS: dict[str, Callable[..., Workload]] = {
         density.flow_letter,
         prices.variance_prices,
         diffusion.diffusion_digits,
+        physics.pinn_burgers,
         functions.beale,
         functions.rosenbrock,
     )

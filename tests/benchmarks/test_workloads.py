@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from benchmarks import workloads
-from benchmarks.workloads import _common
+from benchmarks.models.flow import RealNVP
+from benchmarks.workloads import _common, diffusion, physics
 
 LEARNING_RATES = {"sgd": 0.05, "adamw": 3e-3}
 SPECIAL_LEARNING_RATES = {"beale": 1e-3, "rosenbrock": 1e-4, "minilm_lora": 3e-2, "minilm_bitfit": 3e-2}
@@ -134,3 +135,34 @@ def test_chunks_do_not_change_a_mean():
     for chunk in (3, 5, 16):
         evaluate = _common.mean_over(lambda params, state, batch: {"loss": params * batch["x"]}, splits, chunk)
         assert evaluate(jnp.float32(2), {}, "test") == {"loss": 9.0}
+
+
+def test_a_flow_is_a_density():
+    flow = RealNVP(num_couplings=3, width=8)
+    params = flow.init(jax.random.key(0), jnp.zeros((1, 2)), train=False)
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    moved = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+    axis = np.linspace(-20, 20, 1001)
+    grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2).astype(np.float32)
+    for params in (structure.unflatten(leaves), structure.unflatten(moved)):
+        densities = np.exp(flow.apply(params, grid, train=False))
+        assert densities.sum() * (axis[1] - axis[0]) ** 2 == pytest.approx(1, abs=1e-3)
+    assert densities.max() != pytest.approx(1 / (2 * np.pi), rel=0.01)
+
+
+def test_burgers_reference_solves_the_equation():
+    x, t = np.random.default_rng(0).uniform((-0.99, 0.01), (0.99, 0.99), (100, 2)).T
+    h, u = 1e-3, physics.burgers
+    u_t = (u(x, t + h) - u(x, t - h)) / (2 * h)
+    u_x = (u(x + h, t) - u(x - h, t)) / (2 * h)
+    u_xx = (u(x + h, t) - 2 * u(x, t) + u(x - h, t)) / h**2
+    np.testing.assert_allclose(u_t + u(x, t) * u_x, 0.05 * u_xx, atol=1e-4)
+    np.testing.assert_allclose(u(x, 0 * t), -np.sin(np.pi * x), atol=1e-12)
+    np.testing.assert_allclose(u(np.sign(x), t), 0, atol=1e-12)
+
+
+def test_evaluation_times_are_a_grid():
+    time = diffusion._with_noise({"x": np.zeros((7, 3), np.float32)})["time"]
+    np.testing.assert_allclose(np.sort(time), (np.arange(70) + 0.5) / 70, rtol=1e-6)
+    assert (np.floor(10 * time) == np.tile(np.arange(10), 7)).all()
