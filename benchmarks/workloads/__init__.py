@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 from benchmarks.workload import Workload
 from benchmarks.workloads import (
+    contrastive,
     detection,
     digits,
+    embedding,
     functions,
     language,
     recommendation,
@@ -35,6 +37,9 @@ WORKLOADS: dict[str, Callable[..., Workload]] = {
         understanding.minilm_full,
         detection.detector_scenes,
         vision.deep_resnet_nonorm,
+        contrastive.contrastive_digits,
+        language.postnorm_moby,
+        embedding.word2vec_moby,
         functions.beale,
         functions.rosenbrock,
     )
