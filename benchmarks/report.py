@@ -159,7 +159,7 @@ def grouped(cells: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[A
 
 
 def by_method(
-    results: store.Store, workload: str, reported: bool = True, factor: int = 1
+    results: store.Store, workload: str, reported: bool = True, factor: float = 1
 ) -> dict[str, list[dict[str, Any]]]:
     """A workload's cells at its own batch size, `factor` times its own steps and in float32, by their method.
 
@@ -170,11 +170,16 @@ def by_method(
         key, own = cell["key"], cell["workload"]
         settings = (key["batch_size"], key["num_steps"], key["precision"])
         return (
-            settings == (own["batch_size"], factor * own["num_steps"], "float32")
+            settings == (own["batch_size"], steps_at(own["num_steps"], factor), "float32")
             and runner.is_reported(key["seed"]) == reported
         )
 
     return grouped(filter(counts, results.cells(workload)), lambda cell: cell["key"]["method"])
+
+
+def steps_at(num_steps: int, factor: float) -> int:
+    """The length of a run `factor` times as long."""
+    return max(1, round(factor * num_steps))
 
 
 def mean_result(cells: Cells, name: str, split: str = "test") -> float:
@@ -185,10 +190,20 @@ def mean_result(cells: Cells, name: str, split: str = "test") -> float:
     return sign * float(np.mean([cell["final"][split][name] for cell in cells]))
 
 
-def gains(compared: Mapping[str, Mapping[str, tuple[Cells, Cells]]], split: str = "test") -> str:
-    """A table of the per cent by which a mean metric is better than a baseline's, and each row's worst.
+def gain(cells: Cells, baseline: Cells | None, split: str = "test") -> float | None:
+    """The per cent by which the mean metric is better than the baseline's; None without one, or for a distance.
 
-    Distances to a minimum are left out: they span orders of magnitude.
+    Distances to a minimum span orders of magnitude.
+    """
+    metric = cells[0]["workload"]["metric"]
+    if not baseline or metric == "distance":
+        return None
+    ours, theirs = (mean_result(group, metric, split) for group in (cells, baseline))
+    return round(100 * (theirs - ours) / abs(theirs), 6) + 0.0  # not -1e-14
+
+
+def gains(compared: Mapping[str, Mapping[str, tuple[Cells, Cells]]], split: str = "test") -> str:
+    """A table of each row's `gain` on every workload, and its worst.
 
     Args:
       compared: `{row: {workload: (cells, cells of the baseline)}}`.
@@ -197,10 +212,9 @@ def gains(compared: Mapping[str, Mapping[str, tuple[Cells, Cells]]], split: str 
     found: dict[str, dict[str, float]] = {}
     for row, pairs in compared.items():
         for workload, (cells, baseline) in pairs.items():
-            metric = cells[0]["workload"]["metric"]
-            if metric != "distance":
-                ours, theirs = (mean_result(group, metric, split) for group in (cells, baseline))
-                found.setdefault(row, {})[workload] = round(100 * (theirs - ours) / abs(theirs), 6) + 0.0  # not -1e-14
+            value = gain(cells, baseline, split)
+            if value is not None:
+                found.setdefault(row, {})[workload] = value
     workloads = sorted({workload for entries in found.values() for workload in entries})
     note = "Per cent by which the mean metric is better (+) or worse (-); -∞ where a seed diverged or failed."
     lines = [[row, min(entries.values()), *(entries.get(w) for w in workloads)] for row, entries in found.items()]

@@ -19,7 +19,6 @@ NAMES = (
     "overhead",
     "sensitivity",
     "batch_size",
-    "length",
     "breakdown",
     "robustness",
     "precision",

@@ -3,7 +3,7 @@
 The baseline is the workload's base optimizer with learning rate and schedule chosen by `benchmarks.tune`; its rows by
 schedule are there too. Ranks are by the test metric. The performance profile is the share of workloads on which a
 method's cost is within a factor tau of the least cost: once for the final test loss, once for the steps that a method
-needs to reach the tuned baseline's final training loss.
+needs to reach the tuned baseline's final training loss. On cheap workloads runs of other lengths are compared as well.
 """
 
 import math
@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks import methods, store, tune
 from benchmarks import report as pages
-from benchmarks.questions import Study
+from benchmarks.questions import Study, _lengths
 
 Rows = dict[str, list[dict[str, Any]]]  # the cells of the reported seeds by the name of the method
 
@@ -40,10 +40,11 @@ def run(study: Study) -> None:
         choice = tune.tune(workload, study.results)
         study.train(workload, [entry["method"] for entry in choice["schedules"].values()])
         study.train(workload, methods.QUALITY)
+    _lengths.run(study)
 
 
 def report(results: store.Store) -> str | None:
-    """Ranks, profiles, and a table per workload."""
+    """Ranks, profiles, the trend with the length of runs, and a table per workload."""
     groups = groups_of(results)
     if not groups:
         return None
@@ -57,6 +58,8 @@ def report(results: store.Store) -> str | None:
         _ranking(groups),
         _profiles(groups, results),
     ]
+    if (lengths := _lengths.section(results)) is not None:
+        parts.append(f"## In shorter and longer runs\n\n{lengths}")
     parts += [f"## {workload}\n\n{_table(rows)}" for workload, rows in groups.items()]
     return "\n\n".join(parts)
 

@@ -4,10 +4,12 @@ from collections.abc import Callable
 
 from benchmarks.workload import Workload
 from benchmarks.workloads import (
+    contrastive,
     density,
     detection,
     diffusion,
     digits,
+    embedding,
     functions,
     language,
     physics,
@@ -43,6 +45,9 @@ WORKLOADS: dict[str, Callable[..., Workload]] = {
         prices.variance_prices,
         diffusion.diffusion_digits,
         physics.pinn_burgers,
+        contrastive.contrastive_digits,
+        language.postnorm_moby,
+        embedding.word2vec_moby,
         functions.beale,
         functions.rosenbrock,
     )

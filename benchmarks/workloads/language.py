@@ -12,8 +12,9 @@ import numpy as np
 
 from benchmarks.data import moby_dick, sotu
 from benchmarks.models.gru import GRU
+from benchmarks.models.postnorm import PostNormGPT
 from benchmarks.models.transformer import GPT
-from benchmarks.workload import Workload
+from benchmarks.workload import Split, Workload
 from benchmarks.workloads._common import Arrays, Splits, batches_of, cross_entropy, flax_functions, mean_over
 
 _LENGTH = 64
@@ -24,6 +25,19 @@ def gpt_moby(tiny: bool = False) -> Workload:
     """Next character, 115 thousand parameters, 32 x 64 characters a step."""
     width, depth = (16, 1) if tiny else (64, 2)
     return _moby("gpt_moby", lambda vocabulary: GPT(vocabulary, _LENGTH, width, depth, num_heads=2), tiny)
+
+
+def postnorm_moby(tiny: bool = False) -> Workload:
+    """Next character, four post-norm layers, 122 thousand parameters, 16 x 32 characters a step; delicate early on."""
+    length, (width, depth) = 32, (16, 2) if tiny else (48, 4)
+    return _moby(
+        "postnorm_moby",
+        lambda vocabulary: PostNormGPT(vocabulary, length, width, depth, num_heads=2),
+        tiny,
+        length=length,
+        num_steps=800,
+        batch_size=16,
+    )
 
 
 def gru_moby(tiny: bool = False) -> Workload:
@@ -71,30 +85,37 @@ def language_model(*, module: nn.Module, splits: Splits, **settings) -> Workload
     )
 
 
-def _windows(texts: list[np.ndarray]) -> Arrays:
-    """Texts cut into inputs of `_LENGTH` tokens and the token after; a tail shorter than that is dropped."""
-    cut = [np.lib.stride_tricks.sliding_window_view(text, _LENGTH + 1)[::_LENGTH] for text in texts]
+def _windows(texts: list[np.ndarray], length: int = _LENGTH) -> Arrays:
+    """Texts cut into inputs of `length` tokens and the token after; a tail shorter than that is dropped."""
+    cut = [np.lib.stride_tricks.sliding_window_view(text, length + 1)[::length] for text in texts]
     return {"tokens": np.concatenate(cut).astype(np.int32)}
 
 
-def _moby(name: str, module_for: Callable[[int], nn.Module], tiny: bool) -> Workload:
+def _moby(
+    name: str,
+    module_for: Callable[[int], nn.Module],
+    tiny: bool,
+    length: int = _LENGTH,
+    num_steps: int = 600,
+    batch_size: int = 32,
+) -> Workload:
     """The workload of `module_for(vocabulary)`; of the text's last tenth half is for tuning and half for the test."""
     if tiny:
-        splits, vocabulary = _synthetic_splits(), 16
+        splits, vocabulary = _synthetic_splits(length), 16
     else:
         characters = np.frombuffer(moby_dick.load().encode("utf-32-le"), np.uint32)
         alphabet, text = np.unique(characters, return_inverse=True)
         vocabulary, held_out = len(alphabet), len(text) // 20
         splits = {
-            "train": _windows([text[: -2 * held_out]]),
-            "validation": _windows([text[-2 * held_out : -held_out]]),
-            "test": _windows([text[-held_out:]]),
+            "train": _windows([text[: -2 * held_out]], length),
+            "validation": _windows([text[-2 * held_out : -held_out]], length),
+            "test": _windows([text[-held_out:]], length),
         }
     return language_model(
         name=name,
         weight_decay=0.01,
-        num_steps=20 if tiny else 600,
-        batch_size=8 if tiny else 32,
+        num_steps=20 if tiny else num_steps,
+        batch_size=8 if tiny else batch_size,
         module=module_for(vocabulary),
         splits=splits,
     )
@@ -127,11 +148,12 @@ def _byte_pairs(texts: list[str]) -> list[np.ndarray]:
     return [np.array([token for word in text for token in ids[word]], np.int32) for text in words]
 
 
-def _synthetic_splits() -> Splits:
+def _synthetic_splits(length: int = _LENGTH) -> Splits:
     """A random walk over 16 symbols in which one successor is four times as likely as all others together."""
     rng = np.random.default_rng(0)
     successor, text = rng.permutation(16), [0]
     for jump, other in zip(rng.random(20_000) < 0.2, rng.integers(0, 16, 20_000), strict=True):
         text.append(int(other) if jump else int(successor[text[-1]]))
     train, validation, test = np.split(np.array(text), [16_000, 18_000])
-    return {"train": _windows([train]), "validation": _windows([validation]), "test": _windows([test])}
+    texts: dict[Split, np.ndarray] = {"train": train, "validation": validation, "test": test}
+    return {split: _windows([text], length) for split, text in texts.items()}

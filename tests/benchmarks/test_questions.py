@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,10 @@ from benchmarks import __main__ as command_line
 from benchmarks import methods, questions, runner, store, tune
 from benchmarks.questions import (
     Study,
+    _lengths,
     authors,
     batch_size,
     defaults,
-    length,
     overhead,
     precision,
     quality,
@@ -122,12 +123,28 @@ def test_steps_for_a_batch_size():
 
 
 @pytest.mark.usefixtures("one_rate")
-def test_length(study, monkeypatch):
-    monkeypatch.setattr(length, "METHODS", ("gen",))
-    text = page_of(length, study, monkeypatch)
-    assert "|  | worst | toy, 16 steps | toy, 4 steps |" in text
-    assert text.count("| toy | 16 | tuned, ") == 2
-    assert "| toy | 4 | gen | " in text
+def test_quality_of_shorter_and_longer_runs(study, monkeypatch):
+    monkeypatch.setattr(methods, "QUALITY", ("gen",))
+    for name, value in (("WORKLOADS", ("toy",)), ("METHODS", ("gen",)), ("FACTORS", (0.25, 1, 4))):
+        monkeypatch.setattr(_lengths, name, value)
+    text = page_of(quality, study, monkeypatch).split("## In shorter and longer runs")[1].split("## ")[0]
+    assert "| workload | method | test metric | 0.25 x | 1 x | 4 x |" in text
+    assert text.count("| toy | tuned, ") == 2
+    (gain,) = (line.split(" | ") for line in text.splitlines() if line.startswith("| gen | toy | "))
+    assert len(gain) == 5
+    (slope,) = (line.split(" | ") for line in text.splitlines() if line.startswith("| gen | ") and "toy" not in line)
+    assert slope[3:] == ["1", "3", "0 |"]
+
+
+def test_the_trend_with_the_length():
+    # Half a decade on either side of the mean; gains of a by 2 and of b by 1: slopes of 2 and 1, residuals of 1/4.
+    gains = {"a": {1: 5.0, 10: 7.0}, "b": {1: 0.0, 10: 1.0}, "c": {1: 3.0, 4: -math.inf}}
+    found = _lengths.trend(gains)
+    assert found == pytest.approx(_lengths.Trend(1.5, 0.5, 2, 4, 1))
+    exact = _lengths.trend({"a": {factor: 1 + 3 * math.log10(factor) for factor in _lengths.FACTORS}})
+    assert exact[:2] == pytest.approx((3, 0), abs=1e-12)
+    assert math.isnan(_lengths.trend({"a": {1: 5.0, 10: 7.0}}).standard_error)
+    assert math.isnan(_lengths.trend({}).slope)
 
 
 def test_breakdown_on_a_parabola(study):
