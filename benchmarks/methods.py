@@ -150,7 +150,7 @@ def _baseline(workload, total_steps, learning_rate, schedule="constant", base=No
 
 
 def _gen(make, **preset):
-    """GeN with the controller `make(decays)`, where `decays` is whether the rate does.
+    """GeN with the controller `make()`, evaluated at the average of the iterates where it keeps one.
 
     Settings are the controller's constants, those of `gen` and of its probe, `base`, and
 
@@ -166,8 +166,7 @@ def _gen(make, **preset):
         if "decay" in settings:
             settings["decay"] = _schedule(settings["decay"], 1.0, total_steps)
         constants = {_RENAMED.get(name, name): value for name, value in options.items()}
-        decays = settings.get("num_steps") is not None or "decay" in settings
-        default = make(decays)
+        default = make()
         if unknown := sorted(constants.keys() - {field.name for field in fields(default)}):
             raise ValueError(f"{', '.join(unknown)}: no setting of gen, of its probe or of {default}.")
         controller = replace(default, **constants)
@@ -181,13 +180,14 @@ def _gen(make, **preset):
         return Method(
             gen_optax.gen(inner, controller=controller, probe=made, **settings),
             lambda state, step: gen_optax.metrics(state)["applied_learning_rate"],
+            gen_optax.averaged_params,
             probe_batches=probe_batches,
         )
 
     return builder
 
 
-_OF_GEN = ("every", "num_steps", "decay", "min_learning_rate", "max_learning_rate")
+_OF_GEN = ("every", "num_steps", "decay", "average", "min_learning_rate", "max_learning_rate")
 _OF_A_PROBE = ("candidates", "batching", "free_slope", "along", "steps_together")
 _RENAMED = {"first_sigma": "search_sigma"}  # stored cells have the former name
 
@@ -199,16 +199,6 @@ def _take(options, names):
 def _probe(make, steps_together=None, **settings):
     made = make(**settings)
     return made if steps_together is None else replace(made, direction=replace(made.direction, window=steps_together))
-
-
-def _default(decays):
-    """The controller that `gen` takes by itself."""
-    return gen_optax.balance() if decays else gen_optax.balance(sigma=1.6)
-
-
-def _always(make):
-    """A controller of one's choice, whether the rate decays or not."""
-    return lambda decays: make()
 
 
 _PROBES = {
@@ -322,12 +312,12 @@ def _polyak(workload, total_steps, **options):
 
 FAMILIES: dict[str, Callable[..., Method]] = {
     "baseline": _baseline,
-    "gen": _averaged(_gen(_default)),
-    "gen_horizon": _gen(_default, num_steps="auto"),
-    "gen_paper": _gen(_always(gen_optax.algorithm_1)),
-    "gen_paper_horizon": _gen(_always(gen_optax.algorithm_1), num_steps="auto", decay="linear"),
-    "cdat": _gen(_always(CDAT)),
-    "lqa": _gen(_always(LQA)),
+    "gen": _gen(gen_optax.balance),
+    "gen_horizon": _gen(gen_optax.balance, num_steps="auto"),
+    "gen_paper": _gen(gen_optax.algorithm_1),
+    "gen_paper_horizon": _gen(gen_optax.algorithm_1, num_steps="auto", decay="linear"),
+    "cdat": _gen(CDAT),
+    "lqa": _gen(LQA),
     "prodigy": _peer(lambda s, wd, **k: optax.contrib.prodigy(s, weight_decay=wd, **k), "estim_lr"),
     "dadapt_adamw": _peer(lambda s, wd, **k: optax.contrib.dadapt_adamw(s, weight_decay=wd, **k), "estim_lr"),
     "dog": _averaged(_peer(lambda s, wd, **k: optax.contrib.dog(s, weight_decay=wd, **k))),

@@ -5,6 +5,7 @@ from gen_optax._alias import gen_adam as gen_adam
 from gen_optax._alias import gen_adamw as gen_adamw
 from gen_optax._alias import gen_lion as gen_lion
 from gen_optax._alias import gen_sgd as gen_sgd
+from gen_optax._average import averaged_params as averaged_params
 from gen_optax._balance import Balance as balance
 from gen_optax._controller import Controller as Controller
 from gen_optax._direction import Step as Step
@@ -45,6 +46,7 @@ __all__ = [
     "QuadraticFit",
     "Step",
     "algorithm_1",
+    "averaged_params",
     "balance",
     "directional_derivatives",
     "exact",

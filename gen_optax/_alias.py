@@ -26,6 +26,7 @@ class Options(TypedDict, total=False):
     every: int | None
     num_steps: int | None
     decay: optax.Schedule | None
+    average: Any
     min_learning_rate: float | None
     max_learning_rate: float | None
     axis_name: Any

@@ -75,13 +75,11 @@ class Balance(Controller):
         step, and the search begins at a part of the best; until there is one, no step is taken. A given rate is where
         the search begins if it is lower, by up to a factor of 10, than where it would; any other counts as unknown.
       sigma: the factor on `b / (A h)` at which the rate stands still once it is found.
-      smoothing: 1 minus the least weight `w` of a probe, and of a path in an average.
       max_change: `m`, greater than 1: the factor by which one probe of weight 1 moves the rate.
       search_probes: probes, one a call, of the search.
       search_sigma: sigma during the search, unless `sigma` is lower.
-      memory: `w` is this times the part of the calls so far that lie between two probes: an average over a fixed part
-        of the past, a quarter of it.
-      max_weight: the greatest `w`.
+      memory: `w` is this times the part of the calls so far that lie between two probes, and at most 1/2. From each
+        doubling of the run to the next the rate can then move by the same factor.
       first_fraction: where the search begins, as a part of what the first step alone would bear. Momentum is still to
         come, and curvature falls from its height at the start.
       least_given: a given rate below this part of that is a climb of its own, and counts as unknown.
@@ -98,17 +96,16 @@ class Balance(Controller):
 
     init_learning_rate: Any = None
     sigma: Any = 1.8
-    smoothing: Any = 0.95
     max_change: Any = 2.0
     search_probes: int = 50
     search_sigma: float = 1.0
-    memory: float = 4.0
-    max_weight: float = 0.5
+    memory: float = 3.0
     first_fraction: float = 0.03
     least_given: float = 0.1
     confirm_errors: float = 1.0
 
     every = 16
+    averages = True
     num_start_rates = _cold_start.NUM_RATES
 
     def __post_init__(self):
@@ -119,8 +116,6 @@ class Balance(Controller):
             _settings.require(name, getattr(self, name), _settings.positive, "a positive number")
         _settings.require("confirm_errors", self.confirm_errors, _settings.number, "a number")
         _settings.require("search_probes", self.search_probes, lambda x: x == 0 or _settings.whole(x), "a whole number")
-        for name in ("smoothing", "max_weight"):
-            _settings.require(name, getattr(self, name), _settings.fraction, "in [0, 1)")
         _settings.require("max_change", self.max_change, _settings.above_one, "greater than 1")
 
     def default_probe(self):
@@ -196,12 +191,12 @@ class Balance(Controller):
         return jnp.where(searching, jnp.minimum(self.search_sigma, self.sigma), self.sigma)
 
     def _weight(self, age, every, dtype):
-        """`memory` times the calls since the last probe, as a part of the calls since the rate was found."""
-        age, least = age.astype(dtype), 1 - jnp.asarray(self.smoothing, dtype)
+        """`memory` times the calls that this probe stands for, as a part of those since the rate was found and these."""
+        age = age.astype(dtype)
         later = age >= self.search_probes
         spacing = jnp.where(later, every, 1)
         calls = jnp.where(later, self.search_probes + (age - self.search_probes) * spacing, age)
-        return jnp.clip(self.memory * spacing / jnp.maximum(calls, 1), least, jnp.maximum(least, self.max_weight))
+        return self.memory * spacing / (calls + self.memory * spacing)
 
     def _confirm(self, old: Claims, measurement: Measurement) -> tuple[Claims, jax.Array]:
         """The claims with this one, and the part of a gain that other batches do not confirm.
@@ -212,7 +207,7 @@ class Balance(Controller):
         gained = measurement.value - measurement.end_value
         lost = measurement.value - measurement.value_before
         counts = measurement.is_complete & ~measurement.out_of_turn & jnp.isfinite(lost) & jnp.isfinite(gained)
-        share = jnp.clip(2 / (2 + old.number), 1 - self.smoothing, 1).astype(old.lost.dtype)
+        share = (2 / (2 + old.number)).astype(old.lost.dtype)
         weight, error = jnp.where(counts, share, 0), jnp.where(counts, lost - old.lost, 0)
         new = Claims(
             number=old.number + counts,

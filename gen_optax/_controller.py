@@ -26,6 +26,9 @@ class Controller(Protocol):
     every: int = 8
     """Calls between two regular probes, unless the user gives another number."""
 
+    averages: bool = False
+    """Whether the average of the iterates is the model to use where the end is open."""
+
     def default_probe(self) -> Probe:
         """The probe, unless the user gives another one."""
         return finite_difference()

@@ -58,10 +58,27 @@ class Direction(Protocol):
         """From the losses at both ends of the step and the parabola about the present parameters, per step."""
         ...
 
+    def anchor(self, state: Any) -> Any:
+        """The parameters that the state keeps; () for none."""
+        return ()
+
+    def begins(self, state: Any, context: Context, status: jax.Array) -> Any:
+        """Whether the parameters of this call become the anchor: bool."""
+        return False
+
     def settle(
-        self, state: Any, context: Context, measurement: Measurement, status: jax.Array, updates: optax.Updates
+        self,
+        state: Any,
+        context: Context,
+        measurement: Measurement,
+        status: jax.Array,
+        updates: optax.Updates,
+        anchor: Any,
     ) -> tuple[optax.Updates, Any]:
-        """The updates to apply, and the state. Called at every step; `status` is `NONE` where nothing was measured."""
+        """The updates to apply, and the state with this anchor.
+
+        Called at every step; `status` is `NONE` where nothing was measured.
+        """
         ...
 
 
@@ -94,7 +111,7 @@ class Step(Direction):
         start = jnp.where(finite, start, jnp.nan)
         return Measurement(start, slope, curvature, end, self.factor(context))
 
-    def settle(self, state, context, measurement, status, updates):
+    def settle(self, state, context, measurement, status, updates, anchor):
         """A step that is known to overshoot is not taken."""
         overshot = status == ProbeStatus.OVERSHOOT
         if _flow.is_known(overshot) and not overshot:

@@ -7,10 +7,11 @@
         judge      is it readable, and what does it say?                                  -> ProbeStatus
         observe    the measurement moves the learning rate                     controller
         settle     keep the step, or take back what overshot                   probe
+        average    of the parameters, where no decay takes the rate down       _average.py
     -> eta * s(t) * u
 
-`s(t)`, the decay over a horizon, stays outside of all that: it scales the step, never the average. The state is a few
-scalars and, for a probe along the path, one copy of the parameters.
+`s(t)`, the decay over a horizon, stays outside of all that: it scales the step, never the learning rate. The state is a
+few scalars, a copy of the parameters for a probe along the path, and another one for the average.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gen_optax import _axes, _company, _fit, _flow, _line, _loss, _notice, _renamed, _settings, _tree
+from gen_optax import _average, _axes, _company, _fit, _flow, _line, _loss, _notice, _renamed, _settings, _tree
 from gen_optax._balance import Balance
 from gen_optax._controller import Bounds, Controller
 from gen_optax._measurement import Context, Measurement, ProbeStatus, judge, overshot
@@ -31,8 +32,6 @@ from gen_optax._probe import Probe
 
 # Calls without a learning rate after which a user is told.
 _PATIENCE = 4
-# Where the end is open nothing takes the rate down in the end, and with a lower sigma it sinks as progress does.
-_SIGMA_OPEN_END = 1.6
 
 
 class GenInfo(NamedTuple):
@@ -62,6 +61,7 @@ class GenState(NamedTuple):
     applied_learning_rate: jax.Array  # what the last updates were multiplied by: eta * s(t)
     probe: Any  # () or, along the path, `PathState`: the parameters where the path starts
     controller: Any  # what the controller remembers: scalars
+    average: Any  # `AverageState`, a copy of the parameters, or `NoAverage`
     info: GenInfo
 
 
@@ -73,6 +73,7 @@ def scale_by_gen(
     every: int | None = None,
     num_steps: int | None = None,
     decay: optax.Schedule | None = None,
+    average: Any = None,
     min_learning_rate: float | None = None,
     max_learning_rate: float | None = None,
     axis_name: Any = None,
@@ -98,8 +99,7 @@ def scale_by_gen(
 
     Args:
       controller: how measurements move the learning rate: :func:`gen_optax.balance`, :func:`gen_optax.algorithm_1` or
-        a :class:`gen_optax.Controller` of your own. None: `balance()`, with `sigma=1.8` where there is a decay and 1.6
-        where the end is open.
+        a :class:`gen_optax.Controller` of your own. None: `balance()`.
       probe: how the parabola is measured: :func:`gen_optax.retrospective`, :func:`gen_optax.finite_difference`,
         :func:`gen_optax.exact` or a :class:`gen_optax.Probe` of your own. None: what the controller asks for.
       every: :math:`\Phi`: every `every`-th call probes. At the others no loss is evaluated, but during the search for
@@ -108,6 +108,9 @@ def scale_by_gen(
         then falls to 0. None: no decay.
       decay: a schedule to take the place of `s`, with a peak of 1: `optax.cosine_decay_schedule(1.0, T)`; `num_steps`
         then counts for nothing.
+      average: whether to keep the average of the iterates for :func:`gen_optax.averaged_params`, one more copy of the
+        parameters: True, False, or the dtype to keep it in, such as `jnp.bfloat16`. None: where the end is open and the
+        controller is made for it, as `balance` is and `algorithm_1` is not.
       min_learning_rate: lower bound of the learning rate before the decay.
       max_learning_rate: upper bound, likewise.
       axis_name: name (or names) of the `shard_map` or `pmap` axes over which the batch is split; losses and slopes are
@@ -160,15 +163,17 @@ def scale_by_gen(
       Bu and Xu, `Gradient descent with generalized Newton's method <https://arxiv.org/abs/2407.02772>`_, 2024
     """
     if controller is None:
-        controller = Balance() if num_steps is not None or decay is not None else Balance(sigma=_SIGMA_OPEN_END)
+        controller = Balance()
     _check_part("controller", controller, Controller.observe, "balance() or algorithm_1()")
     probe = controller.default_probe() if probe is None else probe
     _check_part("probe", probe, Probe.measure, "retrospective() or finite_difference()")
     every = controller.every if every is None else every
-    _check_settings(every=every, num_steps=num_steps, decay=decay, value_fn=value_fn)
+    _check_settings(every=every, num_steps=num_steps, decay=decay, average=average, value_fn=value_fn)
     controller.check(probe)
     schedule = _hold_then_linear(num_steps) if decay is None else decay
-    rule = _Rule(controller, probe, every, schedule, Bounds(min_learning_rate, max_learning_rate), axis_name, value_fn)
+    if average is None:
+        average = controller.averages and num_steps is None and decay is None
+    rule = _Rule(controller, probe, every, schedule, average, Bounds(min_learning_rate, max_learning_rate), axis_name, value_fn)
 
     def init_fn(params):
         if decay is not None:
@@ -187,6 +192,7 @@ def gen(
     every: int | None = None,
     num_steps: int | None = None,
     decay: optax.Schedule | None = None,
+    average: Any = None,
     min_learning_rate: float | None = None,
     max_learning_rate: float | None = None,
     axis_name: Any = None,
@@ -207,6 +213,7 @@ def gen(
       every: every `every`-th call probes.
       num_steps: the horizon of the decay.
       decay: a schedule in its place.
+      average: whether, or in which dtype, the average of the iterates is kept.
       min_learning_rate: lower bound of the learning rate before the decay.
       max_learning_rate: upper bound, likewise.
       axis_name: the `shard_map` or `pmap` axes over which the batch is split.
@@ -246,6 +253,7 @@ def gen(
         every=every,
         num_steps=num_steps,
         decay=decay,
+        average=average,
         min_learning_rate=min_learning_rate,
         max_learning_rate=max_learning_rate,
         axis_name=axis_name,
@@ -288,6 +296,7 @@ class _Rule:
     probe: Probe
     every: Any
     decay: optax.Schedule
+    average: Any
     bounds: Bounds
     axis_name: Any
     value_fn: Callable[..., Any] | None
@@ -302,6 +311,7 @@ class _Rule:
             applied_learning_rate=jnp.zeros((), dtype),
             probe=self.probe.direction.init(params),
             controller=controller_state,
+            average=_average.init(params, self.average),
             info=GenInfo(*(jnp.zeros((), _INFO_DTYPES.get(name, dtype)) for name in GenInfo._fields)),
         )
 
@@ -331,9 +341,25 @@ class _Rule:
         # A rate that is known to overshoot is not tried on the parameters, or not left there.
         applied = jnp.where(overshot(seen.status), 0, learning_rate * context.decay)
         updates = _tree.scale(updates, applied)
-        updates, probe_state = direction.settle(state.probe, context, seen.measurement, seen.status, updates)
         count = optax.safe_increment(state.count)
-        return updates, GenState(count, learning_rate, applied, probe_state, seen.controller, info)
+        heard = _flow.either(_flow.either(starting, due), listens) if context.value is None else True
+        taken = _flow.both(_average.is_due(state.average, count), _flow.both(heard, ~overshot(seen.status)))
+        begins = direction.begins(state.probe, context, seen.status)
+        anchor, average = self._remember(state, params, begins, taken)
+        updates, probe_state = direction.settle(
+            state.probe, context, seen.measurement, seen.status, updates, anchor
+        )
+        return updates, GenState(count, learning_rate, applied, probe_state, seen.controller, average, info)
+
+    def _remember(self, state: GenState, params: optax.Params, begins: Any, taken: Any) -> tuple[Any, Any]:
+        """What is kept of the parameters. One branch for both, since XLA copies what several branches read."""
+        old = self.probe.direction.anchor(state.probe), state.average
+
+        def remember():
+            anchor = jax.tree.map(lambda p, a: jnp.where(begins, p, a), params, old[0]) if begins is not False else old[0]
+            return anchor, _average.update(state.average, params, state.count + 1, taken)
+
+        return _flow.cond(_flow.either(begins, taken), remember, lambda: old)
 
     def _context(self, updates: Any, state: GenState, params: Any, extra_args: dict[str, Any]) -> Context:
         """What `update` was given, checked."""
@@ -490,6 +516,7 @@ def _check_settings(**settings: Any) -> None:
         "every": (_settings.whole, "a whole number of at least 1"),
         "num_steps": (_settings.whole, "a whole number of at least 1, or None for no decay"),
         "decay": (callable, "an optax schedule, a function of the step count"),
+        "average": (_settings.bool_or_dtype, "True, False or a floating-point dtype such as jnp.bfloat16"),
         "value_fn": (callable, "a function of the parameters"),
     }
     for name, (condition, what) in conditions.items():

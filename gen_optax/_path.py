@@ -129,23 +129,28 @@ class Path(Direction):
             out_of_turn=~jnp.asarray(turn.taken),
         )
 
-    def settle(self, state, context, measurement, status, updates):
+    def anchor(self, state):
+        """Where the path starts."""
+        return state.anchor
+
+    def begins(self, state, context, status):
+        """In turn, but not while a probe waits for a new batch: then once it was made; and not where steps go back."""
+        turn = self._turn(state, context)
+        late = (status != ProbeStatus.NONE) & turn.taken & (state.batches.waited > 0)
+        waits = turn.wanted & ~turn.taken & (state.length > 0)
+        return (self._begins(context) & ~waits | late) & ~overshot(status)
+
+    def settle(self, state, context, measurement, status, updates, anchor):
         """Steps that raised the loss beyond doubt are taken back."""
         taken_back, probed = overshot(status), status != ProbeStatus.NONE
-        turn = self._turn(state, context)
-        regular = probed & turn.taken
-        late = regular & (state.batches.waited > 0)
+        turn, begins = self._turn(state, context), self.begins(state, context, status)
         waits = turn.wanted & ~turn.taken & (state.length > 0)
-        begins = (self._begins(context) & ~waits | late) & ~taken_back
-        anchor = _flow.cond(begins, lambda: context.params, lambda: state.anchor)
-        if _flow.is_known(begins):
-            anchor = jax.tree.map(jnp.copy, anchor) if begins else anchor  # a buffer of its own, as in init
         state = PathState(
             anchor=anchor,
             loss=jnp.where(begins, self._value(context, measurement, probed), state.loss),
             length=jnp.where(taken_back, 0, jnp.where(begins, 0, state.length) + 1),
             blind=jnp.where(probed, jnp.where(status == ProbeStatus.BELOW_ROUNDING, state.blind + 1, 0), state.blind),
-            batches=_batch.follow(state.batches, context.batch, turn.repeated, waits, regular),
+            batches=_batch.follow(state.batches, context.batch, turn.repeated, waits, probed & turn.taken),
             losses=self._follow(state.losses, context, measurement, probed & ~taken_back),
         )
         if _flow.is_known(taken_back) and not taken_back:

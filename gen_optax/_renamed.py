@@ -10,7 +10,7 @@ R = TypeVar("R")
 
 _INSTEAD = {
     "init_learning_rate": "controller=gen_optax.balance(init_learning_rate=...), or algorithm_1(...)",
-    "smoothing": "controller=gen_optax.balance(smoothing=...), or algorithm_1(smoothing=...)",
+    "smoothing": "controller=gen_optax.algorithm_1(smoothing=...)",
     "sigma": "controller=gen_optax.balance(sigma=...)",
     "max_change": "controller=gen_optax.balance(max_change=...), or algorithm_1(clamp=...)",
     "smooth": "controller=gen_optax.algorithm_1() to average the rate as the paper does, or gen_optax.balance()",

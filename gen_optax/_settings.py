@@ -40,6 +40,16 @@ def whole(x: Any) -> bool:
     return isinstance(x, int | np.integer) and not isinstance(x, bool) and bool(x >= 1)
 
 
+def bool_or_dtype(x: Any) -> bool:
+    """True, False or a floating-point dtype."""
+    if isinstance(x, bool):
+        return True
+    try:
+        return bool(jnp.issubdtype(jnp.dtype(x), jnp.floating))
+    except TypeError:
+        return False
+
+
 def require_peak_of_one(decay: optax.Schedule) -> None:
     """Raises a ValueError where the peak of a decay is far from 1, as that of a schedule of learning rates is.
 

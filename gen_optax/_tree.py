@@ -18,7 +18,7 @@ def step_along(params: optax.Params, updates: optax.Updates, step_size: jax.typi
             return p
         p = jnp.asarray(p)
         dtype = jnp.promote_types(p.dtype, jnp.float32)
-        return (p.astype(dtype) + jnp.asarray(step_size, _real(dtype)) * u).astype(p.dtype)
+        return (p.astype(dtype) + jnp.asarray(step_size, real(dtype)) * u).astype(p.dtype)
 
     return jax.tree.map(move, params, updates)
 
@@ -31,7 +31,7 @@ def scale(updates: optax.Updates, factor: jax.Array) -> optax.Updates:
             return u
         u = jnp.asarray(u)
         dtype = jnp.promote_types(u.dtype, jnp.float32)
-        return (factor.astype(_real(dtype)) * u.astype(dtype)).astype(u.dtype)
+        return (factor.astype(real(dtype)) * u.astype(dtype)).astype(u.dtype)
 
     return jax.tree.map(times, updates)
 
@@ -128,5 +128,5 @@ def is_inexact(x: Any) -> bool:
     return jnp.issubdtype(x.dtype if hasattr(x, "dtype") else jnp.result_type(x), jnp.inexact)
 
 
-def _real(dtype: Any) -> Any:
+def real(dtype: Any) -> Any:
     return jnp.finfo(dtype).dtype

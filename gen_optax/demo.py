@@ -139,14 +139,16 @@ class Trainer:
             advance(CHUNK)
         losses, history = jax.tree.map(lambda *x: np.concatenate(x), *outputs)
         train_x, train_y, test_x, test_y = self.data
-        predictions = jnp.argmax(jnp.asarray(Net().apply(carry[0], test_x)), -1)
+        params, state = carry
         found = self.schedule is None
+        model = gen_optax.averaged_params(state, params) if found else params
+        predictions = jnp.argmax(jnp.asarray(Net().apply(model, test_x)), -1)
         return Run(
             losses=losses,
             learning_rates=history["applied_learning_rate"]
             if found
             else np.asarray(self.schedule(np.arange(NUM_STEPS))),
-            train_loss=float(loss_fn(carry[0], train_x, train_y)),
+            train_loss=float(loss_fn(model, train_x, train_y)),
             test_accuracy=float(jnp.mean(predictions == test_y)),
             seconds_per_step=float(np.median(seconds)),
             history=history if found else None,

@@ -18,12 +18,15 @@ are its auxiliary output, which a probe drops; those of the step are replaced in
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 import optax
 from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
+
+from gen_optax import _statistics
+from gen_optax._average import averaged_params
 
 
 class TrainState(train_state.TrainState):
@@ -99,6 +102,52 @@ class TrainState(train_state.TrainState):
             opt_state=opt_state,
             **replaced,
         )
+
+
+    @property
+    def averaged_params(self) -> Any:
+        """The parameters to evaluate, those of :func:`gen_optax.averaged_params`."""
+        return averaged_params(self.opt_state, self.params)
+
+
+def update_batch_stats(
+    apply_fn: Callable[..., Any], variables: Mapping[str, Any], batches: Iterable[Any]
+) -> dict[str, Any]:
+    """Variables with batch statistics that are taken anew: the mean over batches, forward passes in training mode.
+
+    For parameters that the running statistics were not taken with, such as the average of the iterates. Some tens of
+    training batches are enough.
+
+    Args:
+      apply_fn: `apply_fn(variables, batch)` returns `(outputs, {"batch_stats": ...})` in training mode.
+      variables: `{"params": ..., "batch_stats": ...}`, and other collections if there are any.
+      batches: what `apply_fn` takes second, one after the other, all of one shape.
+
+    Returns:
+      The variables, with new `batch_stats`.
+
+    Raises:
+      ValueError: if there is no batch.
+
+    Examples:
+      >>> import flax.linen as nn
+      >>> import gen_optax.linen
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> model = nn.BatchNorm()
+      >>> batches = [jnp.array([[1.0], [3.0]]), jnp.array([[5.0], [7.0]])]
+      >>> variables = model.init(jax.random.key(0), batches[0], use_running_average=True)
+      >>> def apply_fn(variables, x):
+      ...   return model.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
+      >>> variables = gen_optax.linen.update_batch_stats(apply_fn, variables, batches)
+      >>> print(jnp.round(variables["batch_stats"]["mean"], 2), jnp.round(variables["batch_stats"]["var"], 2))
+      [4.] [1.]
+    """
+
+    def forward(statistics, batch):
+        return apply_fn({**variables, "batch_stats": statistics}, batch)[1]["batch_stats"]
+
+    return {**variables, "batch_stats": _statistics.mean_over(forward, variables["batch_stats"], batches)}
 
 
 def _without_overwritten(extra_args: dict[str, Any], whole: Any) -> dict[str, Any]:

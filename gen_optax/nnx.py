@@ -16,12 +16,14 @@ step.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import optax
 from flax import nnx
+
+from gen_optax import _statistics
 
 
 def make_value_fn(
@@ -93,3 +95,43 @@ def make_value_fn(
     first = inspect.Parameter("params", inspect.Parameter.POSITIONAL_ONLY)
     value_fn.__signature__ = inspect.Signature([first, *free])  # type: ignore[attr-defined]
     return value_fn
+
+
+def update_batch_stats(forward: Callable[..., Any], model: Any, batches: Iterable[Any]) -> None:
+    """Takes the batch statistics of a model anew, in place: the mean over batches, forward passes in training mode.
+
+    For parameters that the running statistics were not taken with, such as the average of the iterates:
+
+        params = nnx.state(model, nnx.Param)
+        nnx.update(model, gen_optax.averaged_params(optimizer.opt_state, params))
+        gen_optax.nnx.update_batch_stats(lambda model, x: model(x), model, batches)
+
+    Some tens of training batches are enough. Take the averaged model for evaluation only, and train on with the other.
+
+    Args:
+      forward: `forward(model, batch)`, a forward pass. What it returns is dropped.
+      model: the model, in training mode.
+      batches: what `forward` takes second, one after the other, all of one shape.
+
+    Raises:
+      ValueError: if there is no batch.
+
+    Examples:
+      >>> from flax import nnx
+      >>> import gen_optax.nnx
+      >>> import jax.numpy as jnp
+      >>> model = nnx.BatchNorm(1, rngs=nnx.Rngs(0))
+      >>> batches = [jnp.array([[1.0], [3.0]]), jnp.array([[5.0], [7.0]])]
+      >>> gen_optax.nnx.update_batch_stats(lambda model, x: model(x), model, batches)
+      >>> print(jnp.round(model.mean[...], 2), jnp.round(model.var[...], 2))
+      [4.] [1.]
+    """
+    graphdef, statistics, rest = nnx.split(model, nnx.BatchStat, ...)
+    rest = nnx.as_pure(rest)
+
+    def moved(statistics, batch):
+        built = nnx.merge(graphdef, statistics, rest)
+        forward(built, batch)
+        return nnx.as_pure(nnx.state(built, nnx.BatchStat))
+
+    nnx.update(model, _statistics.mean_over(moved, nnx.as_pure(statistics), batches))

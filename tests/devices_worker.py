@@ -24,7 +24,7 @@ import gen_optax
 NUM_STEPS, EVERY = 5, 2
 GIVEN = {"controller": gen_optax.algorithm_1(init_learning_rate=0.1, smoothing=0.5)}  # no search for a rate is compiled
 OPTIONS: dict[str, dict[str, Any]] = {
-    "cold start": {"controller": gen_optax.balance(sigma=1.6, smoothing=0.5)},
+    "cold start": {"controller": gen_optax.balance(sigma=1.6)},
     "retrospective": {**GIVEN, "probe": gen_optax.retrospective()},
     "three points": {**GIVEN, "probe": gen_optax.finite_difference()},
     "free slope": {**GIVEN, "probe": gen_optax.finite_difference(free_slope=True, batching="map")},

@@ -83,7 +83,7 @@ def test_a_long_run_takes_in_one_in_many():
 def test_it_is_better_than_the_iterates_where_they_scatter():
     w, _, states = trained(gen_optax.gen(optax.sgd(1.0)), 1000)
     average = gen_optax.averaged_params(states[-1], w)
-    assert noisy_loss(average, 0) < 0.5 * noisy_loss(w, 0)
+    assert noisy_loss(average, 0) < 0.7 * noisy_loss(w, 0)
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["value", "no value"])
@@ -96,26 +96,23 @@ def test_parameters_that_overshot_never_enter(given):
 
 
 def test_in_a_short_dtype_it_follows_a_long_run():
-    """One sample of a million counts for so little that the nearest number would stay the same."""
-    params = jnp.linspace(1.0, 2.0, 64)
-    exact, short = (_average.init(params, dtype) for dtype in (True, jnp.bfloat16))
+    """A sample counts for 8 %: to the nearest number, a rest of six last places would never be made up."""
+    params = jnp.linspace(1.0, 1.9, 64)
+    states = [_average.init(params, dtype)._replace(count=jnp.int32(1_000_000)) for dtype in (True, jnp.bfloat16)]
 
     @jax.jit
     def run(state):
-        state = state._replace(count=jnp.int32(1_000_000))
-
         def step(state, number):
-            call = 1_000_000 + 200 * number  # a weight of 0.4 %: less than half of a last place of bfloat16
-            return _average.update(state, params + 0.3, call, True), None
+            return _average.update(state, params + 0.05, 1_000_000 + 4_000 * number, True), None
 
-        return jax.lax.scan(step, state, jnp.arange(1, 401))[0]
+        return jax.lax.scan(step, state, jnp.arange(1, 101))[0].params
 
-    moved = run(exact).params - params
-    assert np.all(moved > 0.15)
-    kept = run(short).params
-    assert kept.dtype == jnp.bfloat16
-    np.testing.assert_allclose(kept.astype(jnp.float32), params + moved, atol=4 * 2**-8)
-    assert abs(np.mean(kept.astype(jnp.float32) - params - moved)) < 2**-9
+    exact, short = map(run, states)
+    assert np.all(exact - params > 0.045)
+    assert short.dtype == jnp.bfloat16
+    error = short.astype(jnp.float32) - exact
+    assert np.abs(error).max() < 4 * 2**-7
+    assert abs(error.mean()) < 2**-8
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])

@@ -115,7 +115,7 @@ def test_a_jump_is_not_smoothed(controller, slope, curvature):
     flags=st.tuples(st.booleans(), st.booleans()),
     controller=st.sampled_from(
         [gen_optax.algorithm_1(smoothing=g, clamp=m) for g, m in ((0.0, None), (0.9, 2.0))]
-        + [gen_optax.balance(), gen_optax.balance(sigma=1.0, smoothing=0.0, max_change=1e6)]
+        + [gen_optax.balance(), gen_optax.balance(sigma=1.0, memory=1e9, max_change=1e6)]
     ),
     age=st.sampled_from([0, 10, 1000]),
 )

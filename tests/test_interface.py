@@ -22,7 +22,7 @@ MAKERS = {
 }
 OLD = {
     "init_learning_rate": (1e-3, "controller=gen_optax.balance(init_learning_rate=...), or algorithm_1("),
-    "smoothing": (0.9, "controller=gen_optax.balance(smoothing=...), or algorithm_1("),
+    "smoothing": (0.9, "controller=gen_optax.algorithm_1(smoothing=...)"),
     "sigma": (1.5, "controller=gen_optax.balance(sigma=...)"),
     "max_change": (None, "controller=gen_optax.balance(max_change=...), or algorithm_1(clamp=...)"),
     "smooth": ("log", "controller=gen_optax.algorithm_1() "),
@@ -153,7 +153,7 @@ def test_a_name_and_its_synonym_are_one_too_many(maker):
 def test_signatures_show_every_option(maker):
     parameters = inspect.signature(MAKERS[maker]).parameters
     options = [name for name in inspect.signature(gen_optax.gen).parameters if name != "base"]
-    expected = "controller probe every num_steps decay min_learning_rate max_learning_rate axis_name value_fn"
+    expected = "controller probe every num_steps decay average min_learning_rate max_learning_rate axis_name value_fn"
     assert options == expected.split()
     assert list(parameters)[-len(options) :] == options
     assert all(p.kind == p.KEYWORD_ONLY for p in parameters.values())

@@ -26,10 +26,10 @@ _INDEPENDENT = (
 FACTORS: dict[str, tuple[str, tuple[str, ...]]] = {
     "initial rate": ("gen_horizon:init_learning_rate={}", ("none", *_RATES)),
     "initial rate, Algorithm 1": ("gen_paper_horizon:init_learning_rate={}", _RATES),
-    "smoothing": ("gen_horizon:smoothing={}", ("0", "0.5", "0.8", "0.9", "0.95", "0.99")),
+    "memory": ("gen_horizon:memory={}", ("0.5", "1", "2", "4", "8")),
     "every": ("gen_horizon:every={}", ("1", "2", "4", "8", "16", "32")),
     "clamp": ("gen_horizon:max_change={}", ("1.2", "1.5", "2", "4", "10")),
-    "probe": ("gen_horizon:probe={}", ("retrospective", *(f"{probe},sigma=1.6" for probe in _INDEPENDENT))),
+    "probe": ("gen_horizon:probe={}", ("retrospective", *_INDEPENDENT)),
     "probe, no horizon": ("gen:probe={}", ("retrospective", *_INDEPENDENT)),
     "sigma": ("gen_horizon:sigma={}", _SIGMAS),
     "sigma, no horizon": ("gen:sigma={}", _SIGMAS),

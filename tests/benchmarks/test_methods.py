@@ -46,7 +46,7 @@ def test_settings_are_read_by_their_kind():
         ("baseline", "learning_rate"),
         ("zoom:steps=3", "steps"),
         ("gen:candidates=-1/0/1", "candidates: settings of a probe, which is not named"),
-        ("gen:smoothing=2", "smoothing must be in"),
+        ("gen_paper:smoothing=2", "smoothing must be in"),
         ("gen:smooth=log", "smooth: no setting of gen, of its probe or of Balance"),
         ("gen_paper:sigma=2", "sigma: no setting of gen, of its probe or of Algorithm1"),
         ("gen:max_change=none", "max_change must be greater than 1"),
@@ -158,8 +158,8 @@ def test_without_settings_it_is_what_gen_optax_does_by_itself(family, monkeypatc
     np.testing.assert_array_equal(rates_of(family), named)
 
 
-GONE = ("smooth=", "max_change=none", "blind_ascent=", "setback=", "probe=exact", "probe=finite_difference")
-"""Settings in stored cells that today's `gen` does not have, the last two on the gradient's own batch."""
+GONE = ("smooth=", "max_change=none", "blind_ascent=", "setback=", "smoothing=", "max_weight=", "average=8", "probe=exact", "probe=finite_difference")
+"""Settings in stored cells that today's `gen` does not have, or not so; the last two on the gradient's own batch."""
 
 
 def test_every_stored_method_can_be_built_or_is_refused():
@@ -167,7 +167,7 @@ def test_every_stored_method_can_be_built_or_is_refused():
     assert any(map(is_gone, stored))
     for text in stored:
         if is_gone(text):
-            with pytest.raises(ValueError, match=r"no setting of gen|must be greater than 1|balance cannot use"):
+            with pytest.raises(ValueError, match=r"no setting of gen|average must be|must be greater than 1|balance cannot use"):
                 methods.build(methods.parse(text), toy(), 10)
         else:
             methods.build(methods.parse(text), toy(), 10)
@@ -189,17 +189,23 @@ def test_schedules_begin_and_end_where_they_should():
     assert values["inverse_sqrt"] == pytest.approx([2, 2 / 1.05**0.5, 2 / 2**0.5])
 
 
-@pytest.mark.parametrize("spec", ["dog:average=8", "gen:average=8,batch=2,probe=exact"])
-def test_average_is_the_polynomial_mean_of_the_iterates(spec):
-    workload = toy()
-    method, state, step, batches = step_of(spec, workload)
-    assert method.probe_batches == methods.parse(spec).options.get("batch", 0)
+def test_average_is_the_polynomial_mean_of_the_iterates():
+    method, state, step, batches = step_of("dog:average=8", toy())
     mean = None
     for t in range(4):
         state, _ = step(state, *next(batches), jax.random.key(1))
         point, weight = np.asarray(state.params["w1"]), 9 / (t + 9)
         mean = point if mean is None else (1 - weight) * mean + weight * point
     np.testing.assert_allclose(method.eval_params(state.optimizer, state.params)["w1"], mean, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("spec", "averaged"), [("gen", True), ("gen:average=false", False), ("gen_horizon", False)])
+def test_gen_is_evaluated_at_its_average(spec, averaged):
+    method, state, step, batches = step_of(spec, toy())
+    for _ in range(20):
+        state, _ = step(state, *next(batches), jax.random.key(1))
+    point = method.eval_params(state.optimizer, state.params)
+    assert np.array_equal(point["w1"], state.params["w1"]) != averaged
 
 
 def test_schedule_free_is_evaluated_at_its_own_point():
