@@ -1,13 +1,14 @@
 """The average of the iterates: the model to evaluate where no decay takes the learning rate down.
 
-At a learning rate that is held, the parameters scatter about where they move to, and the loss is higher by that scatter.
-A decay takes it away, but has to know when the run ends. An average takes it away at any time:
+At a learning rate that is held, the parameters scatter about where they move to, and the loss is higher for it. A decay
+takes the scatter away, but has to know when the run ends. An average takes it away at any time:
 
     w_bar(T) = sum_t t^k w_t / sum_t t^k
 
 Late iterates count most, since the first ones lie far behind: with `k = 20` nine tenths of the weight lie on the last
-tenth of the run, however long it is. It is kept as a running mean of the iterates at which probes were made. Between
-two of them nothing is read or written, and an iterate that is found to overshoot never enters.
+tenth of the run, however long it is. A running mean takes iterates in, each for all calls since the one before: every
+one at first, and one in many in a long run, where nothing is read or written at the other calls. An iterate that
+overshot never enters; where no one looks at its loss, it is not taken in.
 """
 
 from typing import Any, NamedTuple
@@ -31,7 +32,7 @@ class AverageState(NamedTuple):
     """The average so far."""
 
     params: optax.Params  # like the parameters, in a dtype of its own if one was asked for; those of `init` at first
-    count: jax.Array  # int32, the call at which it last took the parameters in; 0: none yet
+    count: jax.Array  # type: ignore[assignment]  # int32, the call at which it last took the parameters in; 0: none yet
 
 
 class NoAverage(NamedTuple):

@@ -7,7 +7,7 @@ halve the rate again and again. This one aims at `sigma rho = 1` for a sigma a l
 
     start    no rate is known: rates that rise along the first step      _cold_start.py
     search   the first 50 probes, one a call: climb from a part of the best of these, with care
-    hold     log eta += weight * clip(sigma * slope / max(curvature, noise) - 1, -log m, log m)
+    hold     log eta += weight * (sigma rho - 1), within limits
 
 A fresh batch is not always fresh. So a gain counts by the part of it that other batches confirm. In every phase an
 emergency, steps that overshot beyond doubt, lowers the rate at once.
@@ -46,20 +46,37 @@ class Balance(Controller):
     r"""Keeps the learning rate just below the one at which steps stop helping.
 
     Every probe judges the last steps, or the step to come, on a batch that had no part in them. With their slope
-    :math:`b h`, curvature :math:`A h^2` and rounding error :math:`\epsilon`, and once a rate is found,
+    `b h`, curvature `A h^2` and rounding error, after so many `probes` since a rate was found, the rate becomes
 
-    .. math::
-      \log\eta \mathrel{+}= w\;\mathrm{clip}\!\left(\sigma\,\frac{b h}{\max(A h^2, \epsilon)} - 1,
-      \ -\log m,\ \log m\right).
+    ```python
+    def next_rate(rate, slope, curvature, noise, unconfirmed, probes, every):
+        stands_for = 1 if probes < search_probes else every  # calls
+        calls = min(probes, search_probes) + max(probes - search_probes, 0) * every
+        weight = memory * stands_for / (calls + memory * stands_for)
+        rho = slope / max(curvature, noise)  # the factor by which the steps fell short of the minimum along them
+        rho = rho * (1 - unconfirmed) if rho > 0 else rho
+        if probes < search_probes:
+            factor = min(search_sigma, sigma) * rho
+            most = 1 if curvature < -noise else max_change
+            return rate * clip(min(cbrt(factor), factor), 1 / max_change, most) ** weight
+        return rate * exp(weight * clip(sigma * rho - 1, -log(max_change), log(max_change)))
+    ```
 
-    With :math:`\sigma = 2` the rate would rest where the steps stop making progress on a fresh batch,
-    :math:`b h = A h^2 / 2`. The default is a little less, since exactly there nothing is gained any more. A mean of the
-    logarithm of the ratio would lie below that of the ratio, the more so the noisier the batch; this form averages
-    noise out.
+    and it is in one of three states:
 
-    During the search for a rate :math:`\sigma` is at most 1: balance is found at any rate within reach, so a rate that
-    overshoots would stay there. The rate falls at once, but rises by the cube root of the factor to the target, since
-    steps that are too long for a dozen calls leave dead units that no probe sees.
+    ```text
+    unknown -- a rate lowers the loss along the first step --> search -- 50 probes, one a call --> hold
+       none does: no step is taken                               steps overshot: the rate falls at once
+    ```
+
+    With `sigma = 2` the rate would rest where the steps stop making progress on a fresh batch, `b h = A h^2 / 2`. The
+    default is a little less, since exactly there nothing is gained any more. A mean of the logarithm of `rho` would lie
+    below the logarithm of its mean, the more so the noisier the batch; `sigma rho - 1` averages noise out. A weight
+    falls as 1 / `calls`, without end: from each doubling of the run to the next the rate can move as far.
+
+    During the search sigma is at most 1: balance is found at any rate within reach, so a rate that overshoots would
+    stay there. The rate falls at once, but rises by the cube root of the factor to the target, since steps that are too
+    long for a dozen calls leave dead units that no probe sees.
 
     A batch that the model has been trained on lately, or one like it, flatters the steps: data used several times in a
     row, sorted data, several epochs over one rollout. What it says then is not confirmed by the next path, which starts
@@ -74,12 +91,11 @@ class Balance(Controller):
       init_learning_rate: the first learning rate. None, the default: it is found. The first call tries rates along the
         step, and the search begins at a part of the best; until there is one, no step is taken. A given rate is where
         the search begins if it is lower, by up to a factor of 10, than where it would; any other counts as unknown.
-      sigma: the factor on `b / (A h)` at which the rate stands still once it is found.
-      max_change: `m`, greater than 1: the factor by which one probe of weight 1 moves the rate.
+      sigma: the rate stands still, once it is found, where this times `b / (A h)` is 1.
+      max_change: greater than 1: the factor by which one probe of weight 1 moves the rate, at most.
       search_probes: probes, one a call, of the search.
       search_sigma: sigma during the search, unless `sigma` is lower.
-      memory: `w` is this times the part of the calls so far that lie between two probes, and at most 1/2. From each
-        doubling of the run to the next the rate can then move by the same factor.
+      memory: the weight of a probe is this times the part of the calls so far that it stands for, less than 1.
       first_fraction: where the search begins, as a part of what the first step alone would bear. Momentum is still to
         come, and curvature falls from its height at the start.
       least_given: a given rate below this part of that is a climb of its own, and counts as unknown.
@@ -191,7 +207,7 @@ class Balance(Controller):
         return jnp.where(searching, jnp.minimum(self.search_sigma, self.sigma), self.sigma)
 
     def _weight(self, age, every, dtype):
-        """`memory` times the calls that this probe stands for, as a part of those since the rate was found and these."""
+        """`memory` times the calls that this probe stands for, as a part of these and all since the rate was found."""
         age = age.astype(dtype)
         later = age >= self.search_probes
         spacing = jnp.where(later, every, 1)

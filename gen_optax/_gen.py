@@ -173,7 +173,9 @@ def scale_by_gen(
     schedule = _hold_then_linear(num_steps) if decay is None else decay
     if average is None:
         average = controller.averages and num_steps is None and decay is None
-    rule = _Rule(controller, probe, every, schedule, average, Bounds(min_learning_rate, max_learning_rate), axis_name, value_fn)
+    rule = _Rule(
+        controller, probe, every, schedule, average, Bounds(min_learning_rate, max_learning_rate), axis_name, value_fn
+    )
 
     def init_fn(params):
         if decay is not None:
@@ -346,9 +348,7 @@ class _Rule:
         taken = _flow.both(_average.is_due(state.average, count), _flow.both(heard, ~overshot(seen.status)))
         begins = direction.begins(state.probe, context, seen.status)
         anchor, average = self._remember(state, params, begins, taken)
-        updates, probe_state = direction.settle(
-            state.probe, context, seen.measurement, seen.status, updates, anchor
-        )
+        updates, probe_state = direction.settle(state.probe, context, seen.measurement, seen.status, updates, anchor)
         return updates, GenState(count, learning_rate, applied, probe_state, seen.controller, average, info)
 
     def _remember(self, state: GenState, params: optax.Params, begins: Any, taken: Any) -> tuple[Any, Any]:
@@ -356,7 +356,9 @@ class _Rule:
         old = self.probe.direction.anchor(state.probe), state.average
 
         def remember():
-            anchor = jax.tree.map(lambda p, a: jnp.where(begins, p, a), params, old[0]) if begins is not False else old[0]
+            anchor = (
+                jax.tree.map(lambda p, a: jnp.where(begins, p, a), params, old[0]) if begins is not False else old[0]
+            )
             return anchor, _average.update(state.average, params, state.count + 1, taken)
 
         return _flow.cond(_flow.either(begins, taken), remember, lambda: old)

@@ -103,7 +103,6 @@ class TrainState(train_state.TrainState):
             **replaced,
         )
 
-
     @property
     def averaged_params(self) -> Any:
         """The parameters to evaluate, those of :func:`gen_optax.averaged_params`."""

@@ -126,12 +126,12 @@ def update_batch_stats(forward: Callable[..., Any], model: Any, batches: Iterabl
       >>> print(jnp.round(model.mean[...], 2), jnp.round(model.var[...], 2))
       [4.] [1.]
     """
-    graphdef, statistics, rest = nnx.split(model, nnx.BatchStat, ...)
-    rest = nnx.as_pure(rest)
+    graphdef, *states = nnx.split(model, nnx.BatchStat, ...)
+    statistics, rest = nnx.as_pure(states)
 
     def moved(statistics, batch):
         built = nnx.merge(graphdef, statistics, rest)
         forward(built, batch)
         return nnx.as_pure(nnx.state(built, nnx.BatchStat))
 
-    nnx.update(model, _statistics.mean_over(moved, nnx.as_pure(statistics), batches))
+    nnx.update(model, _statistics.mean_over(moved, statistics, batches))

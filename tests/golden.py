@@ -116,10 +116,10 @@ PROBLEMS = {
     "alarm": functools.partial(trace, linear_loss, sgd, *outlier(2), num_steps=300),
     "wall": functools.partial(trace, walled_loss, sgd, *outlier(23, **WALL), num_steps=300),
     "leap": functools.partial(trace, linear_loss, sgd, *linear(200, 4, (24, 200), 8.0), num_steps=200),
-    "uphill": functools.partial(trace, turning_loss, sgd, *linear(400, 5, **TURN)),
+    "uphill": functools.partial(trace, turning_loss, sgd, *linear(400, 7, **TURN)),
     "echo": functools.partial(trace, linear_loss, adam, *echoed(*linear(400, 8)), num_steps=400),
     "blind": functools.partial(trace, linear_loss, adam, *outlier(6), has_value=False, num_steps=300),
-    "devices": functools.partial(trace, linear_loss, momentum, *linear(300, 7), over="data", axis_name="data"),
+    "devices": functools.partial(trace, linear_loss, momentum, *linear(300, 1), over="data", axis_name="data"),
 }
 
 

@@ -1,6 +1,10 @@
 """The default controller: one law in two phases, gains that other batches confirm, an emergency."""
 
+import dataclasses
 import functools
+import pathlib
+import re
+import textwrap
 
 import hypothesis
 import hypothesis.strategies as st
@@ -43,15 +47,30 @@ def weight(age, every=16, memory=MEMORY, search_probes=50):
     return memory * spacing / (calls + memory * spacing)
 
 
-def numpy_balance(slope, curvature, noise, rate, age, sigma, memory, max_change, every):
-    """The law in float64, of measurements that neither say too little nor that a step overshot."""
-    rho, w = slope / max(curvature, noise), weight(age, every, memory)
-    if age >= 50:
-        return rate * np.exp(w * np.clip(sigma * rho - 1, -np.log(max_change), np.log(max_change)))
-    target = min(sigma, 1.0) * rho
-    highest = 1.0 if curvature < -noise else max_change
-    factor = np.clip(np.cbrt(target) if target > 1 else target, 1 / max_change, highest)
-    return rate * factor**w
+def blocks(text):
+    """The code blocks of a text in Markdown, without its indentation."""
+    return re.findall(r"```(\w+)\n(.*?)```", textwrap.dedent(text), re.DOTALL)
+
+
+DOCSTRING = blocks("    " + gen_optax.balance.__doc__)
+PAGE = (pathlib.Path(__file__).parents[1] / "docs" / "how-it-works.md").read_text()
+
+
+def as_documented(slope, curvature, noise, rate, probes, every, unconfirmed=0.0, **settings):
+    """The rule that the docstring states, run in float64."""
+    constants = {field.name: field.default for field in dataclasses.fields(gen_optax.balance)} | settings
+    functions = {name: getattr(np, name) for name in ("clip", "cbrt", "exp", "log")}
+    scope = constants | functions
+    (rule,) = (text for language, text in DOCSTRING if language == "python")
+    exec(rule, scope)
+    return scope["next_rate"](rate, slope, curvature, noise, unconfirmed, probes, every)
+
+
+def test_the_page_opens_with_what_the_docstring_states():
+    """The rule and the states, word by word."""
+    stated = [text for language, text in DOCSTRING if language in ("python", "text")]
+    assert len(stated) == 2
+    assert [text for _, text in blocks(PAGE)][:2] == stated
 
 
 @pytest.mark.parametrize(
@@ -66,12 +85,12 @@ def numpy_balance(slope, curvature, noise, rate, age, sigma, memory, max_change,
     age=st.one_of(st.integers(0, 49), st.integers(50, 10_000)),
 )
 def test_the_law(sigma, memory, max_change, every, log_ratio, sign, of_curvature, log_rate, log_loss, age):
-    """Search and hold in float64 NumPy: rates and losses of any size, ascents and planes among them."""
+    """Search and hold as documented: rates and losses of any size, ascents and planes among them."""
     rate, size = 10.0**log_rate, 10.0**log_loss
     noise = 1e-3 * size
     slope, curvature = sign * size * 10.0**log_ratio, of_curvature * size
     settings = {"sigma": sigma, "memory": memory, "max_change": max_change}
-    expected = numpy_balance(slope, curvature, noise, rate, age, every=every, **settings)
+    expected = as_documented(slope, curvature, noise, rate, age, every, **settings)
     measured = measurement(slope, curvature, noise=noise, value=size, end_value=size)
     found, _ = next_rate(measured, age, rate, every, **settings)
     np.testing.assert_allclose(found, expected, rtol=1e-4)

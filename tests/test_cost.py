@@ -259,14 +259,14 @@ def test_map_holds_one_copy_of_the_parameters_and_vmap_one_each(points):
 @pytest.mark.parametrize("name", PROBES)
 @pytest.mark.parametrize("controller", [GIVEN, gen_optax.balance()], ids=["algorithm_1", "balance"])
 def test_the_state_is_a_few_scalars(name, controller):
-    """Bytes of it, whatever the size of the model; and along the path one copy of the parameters and no more."""
+    """Bytes of it, whatever the size of the model; a copy of the parameters along the path, one for their average."""
     probe = PROBES[name] if controller == GIVEN or PROBES[name].direction.independent else INDEPENDENT["exact"]
     is_path = isinstance(probe.direction, gen_optax.Path)
     leaves = jax.tree.leaves(gen_optax.scale_by_gen(controller=controller, probe=probe).init(PARAMS))
     small = [x for x in leaves if x.shape == ()]
     assert sum(x.nbytes for x in small) <= (56 if controller == GIVEN else 80) + 40 * is_path
     large = [(x.shape, x.dtype) for x in leaves if x.size > 64]
-    kept = jax.tree.leaves(PARAMS) if is_path else []
+    kept = (is_path + (controller != GIVEN)) * jax.tree.leaves(PARAMS)
     assert large == [(x.shape, x.dtype) for x in kept]
 
 

@@ -416,14 +416,15 @@ def test_inject_hyperparams_around_a_controller():
 
 @pytest.mark.parametrize("name", KINDS)
 def test_map_params_finds_the_parameter_shaped_state(name):
-    """Adam's moments and, of a probe that looks back, the parameters; not one of the scalars."""
+    """Adam's moments, the average and, of a probe that looks back, the parameters; not one of the scalars."""
     params, _ = network()
-    tx = gen_optax.gen_adam(**settings_of(name))
+    tx = gen_optax.gen_adam(**settings_of(name), average=True)
     marked = optax.tree.map_params(tx, lambda _: "params", tx.init(params), transform_non_params=lambda _: "other")
     leaves = jax.tree.leaves(marked)
-    assert leaves.count("params") == (3 if name == "retrospective" else 2) * len(jax.tree.leaves(params))
+    assert leaves.count("params") == (4 if name == "retrospective" else 3) * len(jax.tree.leaves(params))
     gen = gen_state(marked)
-    scalars = jax.tree.leaves(gen._replace(probe=gen.probe._replace(anchor=()) if name == "retrospective" else ()))
+    probe = gen.probe._replace(anchor=()) if name == "retrospective" else ()
+    scalars = jax.tree.leaves(gen._replace(probe=probe, average=gen.average.count))
     assert set(scalars) == {"other"}
 
 
@@ -456,13 +457,13 @@ def test_python_scalars_as_parameters(name):
 
 
 def test_the_state_and_info_are_what_the_design_says():
-    state = "count learning_rate applied_learning_rate probe controller info"
+    state = "count learning_rate applied_learning_rate probe controller average info"
     info = "value slope curvature optimal_learning_rate r_squared status accepted "
     info += "num_probes num_accepted num_ascents notices"
     assert " ".join(gen_optax.GenState._fields) == state
     assert " ".join(gen_optax.GenInfo._fields) == info
     state = gen_optax.scale_by_gen(controller=gen_optax.algorithm_1(), probe=gen_optax.exact()).init(jnp.zeros(1000))
     assert all(jnp.shape(x) == () for x in jax.tree.leaves(state))
-    assert (state.probe, state.controller) == ((), ())
+    assert (state.probe, state.controller, state.average) == ((), (), ())
     large = [x for x in jax.tree.leaves(gen_optax.scale_by_gen().init(jnp.zeros(1000))) if jnp.shape(x) != ()]
-    assert [x.shape for x in large] == [(1000,), (16,)]  # the anchor, and fingerprints of batches
+    assert [x.shape for x in large] == [(1000,), (16,), (1000,)]  # anchor, fingerprints of batches, average

@@ -187,7 +187,9 @@ def points_of(seeds: Sequence[int], stride: int = STRIDE) -> dict[str, Any]:
         "after": jax.tree.map(lambda x: x[:, at + STEPS_BEHIND], trace.params),
         "batch_after": indices[:, at + STEPS_BEHIND],
     }
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), points)
+    points = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), points)
+    taken = np.asarray(points["learning_rate"]) > 0  # not those where steps were taken back
+    return jax.tree.map(lambda x: x[taken], points)
 
 
 def points(seeds: int) -> list[dict[str, Any]]:

@@ -158,7 +158,17 @@ def test_without_settings_it_is_what_gen_optax_does_by_itself(family, monkeypatc
     np.testing.assert_array_equal(rates_of(family), named)
 
 
-GONE = ("smooth=", "max_change=none", "blind_ascent=", "setback=", "smoothing=", "max_weight=", "average=8", "probe=exact", "probe=finite_difference")
+GONE = (
+    "smooth=",
+    "max_change=none",
+    "blind_ascent=",
+    "setback=",
+    "smoothing=",
+    "max_weight=",
+    "average=8",
+    "probe=exact",
+    "probe=finite_difference",
+)
 """Settings in stored cells that today's `gen` does not have, or not so; the last two on the gradient's own batch."""
 
 
@@ -167,7 +177,9 @@ def test_every_stored_method_can_be_built_or_is_refused():
     assert any(map(is_gone, stored))
     for text in stored:
         if is_gone(text):
-            with pytest.raises(ValueError, match=r"no setting of gen|average must be|must be greater than 1|balance cannot use"):
+            with pytest.raises(
+                ValueError, match=r"no setting of gen|average must be|must be greater than 1|balance cannot use"
+            ):
                 methods.build(methods.parse(text), toy(), 10)
         else:
             methods.build(methods.parse(text), toy(), 10)
