@@ -46,7 +46,8 @@ def init(params: optax.Params, keep: Any) -> AverageState | NoAverage:
     dtype = None if keep is True else keep
 
     def copy(p):
-        return jnp.array(p, dtype if dtype is not None and _tree.is_inexact(p) else None, copy=True)
+        short = dtype is not None and jnp.issubdtype(jnp.result_type(p), jnp.floating)  # complex ones are kept as such
+        return jnp.array(p, dtype if short else None, copy=True)
 
     return AverageState(jax.tree.map(copy, params), jnp.zeros((), jnp.int32))
 
@@ -72,7 +73,7 @@ def update(state: Any, params: optax.Params, call: jax.Array, taken: Any) -> Any
 def averaged_params(state: Any, params: optax.Params) -> optax.Params:
     r"""The average of the iterates: the parameters to evaluate, at any moment.
 
-    With `w_t` the parameters that the `t`-th call of `update` was given, those of the calls that probed,
+    With `w_t` the parameters that the `t`-th call of `update` was given, of calls at which the loss is known,
 
     .. math::
       \bar w_T = \sum_t t^{20} w_t / \sum_t t^{20},

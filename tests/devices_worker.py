@@ -69,15 +69,21 @@ def plain_step(tx, loss=None):
 
 
 def train(step, params, state, batch):
-    """Rates and statuses of each step, and the parameters at the end."""
+    """Rates and statuses of each step, and the parameters and their average at the end."""
     rates, statuses = [], []
     for _ in range(NUM_STEPS):
         params, state = jax.block_until_ready(step(params, state, batch))  # simulated devices deadlock on two at once
         gen = gen_state(state)
         rates.append(np.asarray(gen.learning_rate).ravel().tolist())
         statuses.append(np.asarray(gen.info.status).ravel().tolist())
-    flat = np.concatenate([np.asarray(params[name]).ravel() for name in sorted(params)])
-    return {"rates": rates, "statuses": statuses, "params": flat.tolist()}
+    found = {"rates": rates, "statuses": statuses, "params": flat(params)}
+    if gen.count.ndim == 0:  # not a copy for each device, as in `pmap`
+        found["average"] = flat(gen_optax.averaged_params(state, params))
+    return found
+
+
+def flat(params):
+    return np.concatenate([np.asarray(params[name]).ravel() for name in sorted(params)]).tolist()
 
 
 def one_device(options):
@@ -123,8 +129,8 @@ def under_jit(options, layout, explicit=False):
         step = jax.jit(plain_step(tx))
         result = train(step, params, state, batch)
         after, state = step(params, state, batch)
-        path = gen_state(state).probe
-        kept = [after] + ([path.anchor] if path else [])
+        path, average = gen_state(state).probe, gen_state(state).average
+        kept = [after] + ([path.anchor] if path else []) + ([average.params] if average else [])
         same = jax.tree.map(
             lambda x, *ys: all(x.sharding.is_equivalent_to(y.sharding, x.ndim) for y in ys), params, *kept
         )

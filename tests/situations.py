@@ -114,8 +114,9 @@ def trainer(rule, num_steps):
 
     @jax.jit
     def train(params, batches, test):
-        (params, _), (rates, statuses, probes, notices) = jax.lax.scan(step, (params, tx.init(params)), batches)
-        return Run(rule.metric(params, test), rates, statuses, jnp.diff(probes, prepend=0) > 0, notices)
+        (params, state), (rates, statuses, probes, notices) = jax.lax.scan(step, (params, tx.init(params)), batches)
+        model = gen_optax.averaged_params(state, params)
+        return Run(rule.metric(model, test), rates, statuses, jnp.diff(probes, prepend=0) > 0, notices)
 
     return train
 
