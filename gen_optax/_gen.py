@@ -345,23 +345,25 @@ class _Rule:
         updates = _tree.scale(updates, applied)
         count = optax.safe_increment(state.count)
         heard = _flow.either(_flow.either(starting, due), listens) if context.value is None else True
-        taken = _flow.both(_average.is_due(state.average, count), _flow.both(heard, ~overshot(seen.status)))
-        begins = direction.begins(state.probe, context, seen.status)
-        anchor, average = self._remember(state, params, begins, taken)
+        anchor, average = self._remember(state, context, seen.status, heard)
         updates, probe_state = direction.settle(state.probe, context, seen.measurement, seen.status, updates, anchor)
         return updates, GenState(count, learning_rate, applied, probe_state, seen.controller, average, info)
 
-    def _remember(self, state: GenState, params: optax.Params, begins: Any, taken: Any) -> tuple[Any, Any]:
-        """What is kept of the parameters. One branch for both, since XLA copies what several branches read."""
-        old = self.probe.direction.anchor(state.probe), state.average
+    def _remember(self, state: GenState, context: Context, status: jax.Array, heard: Any) -> tuple[Any, Any]:
+        """The anchor and the average; `heard`: the loss of this call is known.
+
+        One branch for both: XLA copies parameters that two branches read, at every call.
+        """
+        direction, params, call = self.probe.direction, context.params, state.count + 1
+        anchor = direction.anchor(state.probe)
+        begins = direction.begins(state.probe, context, status)
+        taken = _flow.both(_average.is_due(state.average, call), _flow.both(heard, ~overshot(status)))
 
         def remember():
-            anchor = (
-                jax.tree.map(lambda p, a: jnp.where(begins, p, a), params, old[0]) if begins is not False else old[0]
-            )
-            return anchor, _average.update(state.average, params, state.count + 1, taken)
+            new = anchor if begins is False else jax.tree.map(lambda p, a: jnp.where(begins, p, a), params, anchor)
+            return new, _average.update(state.average, params, call, taken)
 
-        return _flow.cond(_flow.either(begins, taken), remember, lambda: old)
+        return _flow.cond(_flow.either(begins, taken), remember, lambda: (anchor, state.average))
 
     def _context(self, updates: Any, state: GenState, params: Any, extra_args: dict[str, Any]) -> Context:
         """What `update` was given, checked."""

@@ -135,22 +135,21 @@ class Path(Direction):
 
     def begins(self, state, context, status):
         """In turn, but not while a probe waits for a new batch: then once it was made; and not where steps go back."""
-        turn = self._turn(state, context)
-        late = (status != ProbeStatus.NONE) & turn.taken & (state.batches.waited > 0)
-        waits = turn.wanted & ~turn.taken & (state.length > 0)
-        return (self._begins(context) & ~waits | late) & ~overshot(status)
+        late = (status != ProbeStatus.NONE) & self._turn(state, context).taken & (state.batches.waited > 0)
+        return (self._begins(context) & ~self._waits(state, context) | late) & ~overshot(status)
 
     def settle(self, state, context, measurement, status, updates, anchor):
         """Steps that raised the loss beyond doubt are taken back."""
         taken_back, probed = overshot(status), status != ProbeStatus.NONE
         turn, begins = self._turn(state, context), self.begins(state, context, status)
-        waits = turn.wanted & ~turn.taken & (state.length > 0)
         state = PathState(
             anchor=anchor,
             loss=jnp.where(begins, self._value(context, measurement, probed), state.loss),
             length=jnp.where(taken_back, 0, jnp.where(begins, 0, state.length) + 1),
             blind=jnp.where(probed, jnp.where(status == ProbeStatus.BELOW_ROUNDING, state.blind + 1, 0), state.blind),
-            batches=_batch.follow(state.batches, context.batch, turn.repeated, waits, probed & turn.taken),
+            batches=_batch.follow(
+                state.batches, context.batch, turn.repeated, self._waits(state, context), probed & turn.taken
+            ),
             losses=self._follow(state.losses, context, measurement, probed & ~taken_back),
         )
         if _flow.is_known(taken_back) and not taken_back:
@@ -170,6 +169,11 @@ class Path(Direction):
         wanted = _flow.either(_flow.both(context.in_turn, kept), batches.waited > 0)
         repeated = _batch.is_repeated(batches, context.batch, context.count)
         return Turn(wanted, repeated, _flow.both(wanted, ~repeated | (batches.waited >= batches.patience)))
+
+    def _waits(self, state: PathState, context: Context) -> Any:
+        """Whether a probe in turn waits for a new batch."""
+        turn = self._turn(state, context)
+        return turn.wanted & ~turn.taken & (state.length > 0)
 
     def _begins(self, context):
         """Whether a path begins at this call, the number of which is 1 for the first, unless a probe is waited for."""

@@ -275,3 +275,24 @@ def test_errors_say_what_to_pass():
     state = gen_optax.gen_adam().init(params)
     with pytest.raises(ValueError, match="averaged_params: params must have the shapes"):
         gen_optax.averaged_params(state, {"a": jnp.zeros(4)})
+
+
+def test_it_costs_no_forward_pass():
+    """A step with it does a few operations more for each parameter, and no product of matrices."""
+    params, data = network(sizes=(5, 64, 64, 3))
+
+    def compiled(average):
+        tx = gen_optax.gen_adam(average=average)
+
+        def step(params, state):
+            value, grads = jax.value_and_grad(network_loss)(params, **data)
+            updates, state = tx.update(grads, state, params, value=value, value_fn=network_loss, **data)
+            return optax.apply_updates(params, updates), state
+
+        return jax.jit(step, donate_argnums=(0, 1)).lower(params, tx.init(params)).compile()
+
+    without, kept = compiled(False), compiled(True)
+    size = sum(x.size for x in jax.tree.leaves(params))
+    assert kept.cost_analysis()["flops"] - without.cost_analysis()["flops"] < 10 * size
+    grown = kept.memory_analysis().argument_size_in_bytes - without.memory_analysis().argument_size_in_bytes
+    assert grown == 4 * size + 4

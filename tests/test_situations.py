@@ -1,6 +1,7 @@
 """The situations of users in which the default has to be as good as the best constant rate of the same base.
 
-With an open end it is the average of the iterates that is judged. The rates and their metrics are stored in `situations.py`, and come from its `--tune`. Three seeds each.
+With an open end it is the average of the iterates that is judged. The rates and their metrics are stored in
+`situations.py`, and come from its `--tune`. Three seeds each.
 """
 
 import numpy as np

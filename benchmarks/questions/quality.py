@@ -109,6 +109,9 @@ def _steps(cells: list[dict[str, Any]], target: float) -> float:
 
 
 def _ranking(groups: dict[str, Rows]) -> str:
+    """On workloads with all methods: a rank among few is none among many."""
+    most = max(len(_compared(rows)) for rows in groups.values())
+    groups = {workload: rows for workload, rows in groups.items() if len(_compared(rows)) == most}
     scores: dict[str, dict[str, float]] = {}
     for workload, rows in groups.items():
         for name, cells in _compared(rows).items():
