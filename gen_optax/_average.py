@@ -31,8 +31,8 @@ _SAMPLES = 256
 class AverageState(NamedTuple):
     """The average so far."""
 
-    params: optax.Params  # like the parameters, in a dtype of its own if one was asked for; those of `init` at first
-    count: jax.Array  # type: ignore[assignment]  # int32, the call at which it last took the parameters in; 0: none yet
+    mean: optax.Params  # like the parameters, in a dtype of its own if one was asked for; those of `init` at first
+    last_call: jax.Array  # int32, at which it took the parameters in; 0: none yet
 
 
 class NoAverage(NamedTuple):
@@ -54,20 +54,20 @@ def init(params: optax.Params, keep: Any) -> AverageState | NoAverage:
 
 def is_due(state: Any, call: jax.Array) -> Any:
     """Whether the parameters are taken in at this call: seldom in a long run, where they hardly differ in between."""
-    return False if isinstance(state, NoAverage) else call > state.count + state.count // _SAMPLES
+    return False if isinstance(state, NoAverage) else call > state.last_call + state.last_call // _SAMPLES
 
 
 def update(state: Any, params: optax.Params, call: jax.Array, taken: Any) -> Any:
     """The average with the parameters of this call, where they are taken in, for all calls since the last time."""
     if isinstance(state, NoAverage):
         return state
-    weight = 1 - (state.count / call.astype(jnp.result_type(float))) ** _POWER
-    leaves, structure = jax.tree.flatten(state.params)
+    weight = 1 - (state.last_call / call.astype(jnp.result_type(float))) ** _POWER
+    leaves, structure = jax.tree.flatten(state.mean)
     mixed = [
         jnp.where(taken, _mix(average, p, weight, call), average)
         for average, p in zip(leaves, jax.tree.leaves(params), strict=True)
     ]
-    return AverageState(jax.tree.unflatten(structure, mixed), jnp.where(taken, call, state.count))
+    return AverageState(jax.tree.unflatten(structure, mixed), jnp.where(taken, call, state.last_call))
 
 
 def averaged_params(state: Any, params: optax.Params) -> optax.Params:
@@ -112,13 +112,7 @@ def averaged_params(state: Any, params: optax.Params) -> optax.Params:
       >>> print(jnp.round(model, 2))
       [3. 3.]
     """
-    found = [leaf for leaf in jax.tree.leaves(state, is_leaf=_is_average) if _is_average(leaf)]
-    if not found:
-        raise ValueError(
-            "averaged_params found no state of scale_by_gen. Pass the optimizer state (or what holds it) of a "
-            f"gen_optax optimizer, got {type(state).__name__}."
-        )
-    for average in found:
+    for average in _tree.instances(state, (AverageState, NoAverage), "averaged_params"):
         if isinstance(average, AverageState):
             params = _put(average, params)
     return params
@@ -126,22 +120,18 @@ def averaged_params(state: Any, params: optax.Params) -> optax.Params:
 
 def _put(average: AverageState, params: optax.Params) -> optax.Params:
     """`params` with the average in place of those that it is of."""
-    (count,) = jax.tree.leaves(average.count)  # in an nnx.Optimizer it is a variable
+    (last_call,) = jax.tree.leaves(average.last_call)  # in an nnx.Optimizer it is a variable
 
     def choose(a, p):
         if is_masked(a) or not _tree.is_inexact(p):
             return p
-        return jnp.where(count > 0, a.astype(jnp.result_type(p)), p)
+        return jnp.where(last_call > 0, a.astype(jnp.result_type(p)), p)
 
-    if any(map(is_masked, jax.tree.leaves(average.params, is_leaf=is_masked))):
-        return jax.tree.map(choose, average.params, params, is_leaf=is_masked)
-    _tree.require_like(params, average.params, "averaged_params: params")
+    if any(map(is_masked, jax.tree.leaves(average.mean, is_leaf=is_masked))):
+        return jax.tree.map(choose, average.mean, params, is_leaf=is_masked)
+    _tree.require_like(params, average.mean, "averaged_params: params")
     leaves, structure = jax.tree.flatten(params)
-    return jax.tree.unflatten(structure, map(choose, jax.tree.leaves(average.params), leaves))
-
-
-def _is_average(x: Any) -> bool:
-    return isinstance(x, AverageState | NoAverage)
+    return jax.tree.unflatten(structure, map(choose, jax.tree.leaves(average.mean), leaves))
 
 
 def _mix(average: jax.Array, p: Any, weight: jax.Array, call: jax.Array) -> jax.Array:

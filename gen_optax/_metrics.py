@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gen_optax import _notice
+from gen_optax import _notice, _tree
 from gen_optax._gen import GenState
 
 
@@ -32,13 +32,7 @@ def metrics(state: Any) -> dict[str, Any]:
       >>> gen_optax.metrics(state)["learning_rate"]
       0.5
     """
-    found = [leaf for leaf in jax.tree.leaves(state, is_leaf=_is_gen_state) if _is_gen_state(leaf)]
-    if not found:
-        raise ValueError(
-            "metrics found no state of scale_by_gen. Pass the optimizer state (or what holds it) of a gen_optax "
-            f"optimizer, got {type(state).__name__}."
-        )
-    flat = [_flatten(gen_state) for gen_state in found]
+    flat = [_flatten(gen_state) for gen_state in _tree.instances(state, GenState, "metrics")]
     for scalars in flat:
         if isinstance(scalars["notices"], int):
             _notice.warn(scalars["notices"], stacklevel=2)
@@ -63,7 +57,3 @@ def _to_python(x: Any) -> Any:
         return x
     x = np.asarray(x)
     return x.item() if x.ndim == 0 else x
-
-
-def _is_gen_state(x: Any) -> bool:
-    return isinstance(x, GenState)

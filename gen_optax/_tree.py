@@ -128,5 +128,21 @@ def is_inexact(x: Any) -> bool:
     return jnp.issubdtype(x.dtype if hasattr(x, "dtype") else jnp.result_type(x), jnp.inexact)
 
 
+def instances(state: Any, kinds: Any, who: str) -> list[Any]:
+    """What `state` holds of some kinds of state of GeN, however deep; a ValueError of the function `who` if nothing."""
+
+    def is_one(x):
+        return isinstance(x, kinds)
+
+    found = [leaf for leaf in jax.tree.leaves(state, is_leaf=is_one) if is_one(leaf)]
+    if not found:
+        raise ValueError(
+            f"{who} found no state of scale_by_gen. Pass the optimizer state (or what holds it) of a gen_optax "
+            f"optimizer, got {type(state).__name__}."
+        )
+    return found
+
+
 def real(dtype: Any) -> Any:
+    """The dtype of the real part."""
     return jnp.finfo(dtype).dtype

@@ -130,7 +130,7 @@ def under_jit(options, layout, explicit=False):
         result = train(step, params, state, batch)
         after, state = step(params, state, batch)
         path, average = gen_state(state).probe, gen_state(state).average
-        kept = [after] + ([path.anchor] if path else []) + ([average.params] if average else [])
+        kept = [after] + ([path.anchor] if path else []) + ([average.mean] if average else [])
         same = jax.tree.map(
             lambda x, *ys: all(x.sharding.is_equivalent_to(y.sharding, x.ndim) for y in ys), params, *kept
         )

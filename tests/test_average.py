@@ -50,7 +50,7 @@ def trained(tx, steps, given=True, loss_fn=noisy_loss, shock=None):
 def test_it_is_the_weighted_mean_of_the_iterates(given):
     """Those taken in stand for all calls since the one before: the weights are those of `t ** 20`, summed."""
     w, iterates, states = trained(gen_optax.gen(optax.adam(1.0)), 400, given)
-    taken = sorted({int(gen_state(state).average.count) for state in states} - {0})
+    taken = sorted({int(gen_state(state).average.last_call) for state in states} - {0})
     ends = np.array(taken, float) ** 21
     weights = np.diff(ends, prepend=0) / ends[-1]
     expected = sum(weight * iterates[call - 1] for weight, call in zip(weights, taken, strict=True))
@@ -62,7 +62,7 @@ def test_it_is_the_weighted_mean_of_the_iterates(given):
 def test_between_probes_it_is_taken_where_the_loss_was_looked_at():
     """Without `value` at every fourth call: other iterates may have overshot, and no one has seen it."""
     _, _, states = trained(gen_optax.gen(optax.adam(1.0)), 400, given=False)
-    taken = sorted({int(gen_state(state).average.count) for state in states})
+    taken = sorted({int(gen_state(state).average.last_call) for state in states})
     assert set(np.diff(taken[-20:])) == {4}
 
 
@@ -98,14 +98,14 @@ def test_parameters_that_overshot_never_enter(given):
 def test_in_a_short_dtype_it_follows_a_long_run():
     """A sample counts for 8 %: to the nearest number, a rest of six last places would never be made up."""
     params = jnp.linspace(1.0, 1.9, 64)
-    states = [_average.init(params, dtype)._replace(count=jnp.int32(1_000_000)) for dtype in (True, jnp.bfloat16)]
+    states = [_average.init(params, dtype)._replace(last_call=jnp.int32(1_000_000)) for dtype in (True, jnp.bfloat16)]
 
     @jax.jit
     def run(state):
         def step(state, number):
             return _average.update(state, params + 0.05, 1_000_000 + 4_000 * number, True), None
 
-        return jax.lax.scan(step, state, jnp.arange(1, 101))[0].params
+        return jax.lax.scan(step, state, jnp.arange(1, 101))[0].mean
 
     exact, short = map(run, states)
     assert np.all(exact - params > 0.045)
@@ -120,7 +120,7 @@ def test_it_comes_in_the_dtype_of_the_parameters(dtype):
     params = {"a": jnp.ones(3, dtype), "step": jnp.array(7)}
     tx = gen_optax.scale_by_gen(average=jnp.bfloat16, value_fn=lambda p: jnp.sum(p["a"].astype(jnp.float32) ** 2))
     state = tx.init(params)
-    assert state.average.params["a"].dtype == jnp.bfloat16
+    assert state.average.mean["a"].dtype == jnp.bfloat16
     for _ in range(3):
         updates = {"a": -params["a"], "step": jnp.array(0)}
         updates, state = tx.update(updates, state, params)

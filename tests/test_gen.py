@@ -424,7 +424,7 @@ def test_map_params_finds_the_parameter_shaped_state(name):
     assert leaves.count("params") == (4 if name == "retrospective" else 3) * len(jax.tree.leaves(params))
     gen = gen_state(marked)
     probe = gen.probe._replace(anchor=()) if name == "retrospective" else ()
-    scalars = jax.tree.leaves(gen._replace(probe=probe, average=gen.average.count))
+    scalars = jax.tree.leaves(gen._replace(probe=probe, average=gen.average.last_call))
     assert set(scalars) == {"other"}
 
 
@@ -434,6 +434,13 @@ def test_the_rate_is_found_by_name_in_any_chain():
     assert optax.tree.get(state, "learning_rate") == 0.25
     state = optax.tree.set(state, learning_rate=jnp.float32(0.5))
     assert optax.tree.get(state, "learning_rate") == 0.5
+
+
+@pytest.mark.parametrize("average", [True, False])
+def test_the_count_is_found_by_name(average):
+    """Where the base counts nothing itself, it is the only one."""
+    state = gen_optax.gen_sgd(average=average).init(jnp.zeros(2))
+    assert optax.tree.get(state, "count") == 0
 
 
 def test_what_was_measured_is_found_by_name():
