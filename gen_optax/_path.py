@@ -135,8 +135,9 @@ class Path(Direction):
 
     def begins(self, state, context, status):
         """In turn, but not while a probe waits for a new batch: then once it was made; and not where steps go back."""
-        late = (status != ProbeStatus.NONE) & self._turn(state, context).taken & (state.batches.waited > 0)
-        return (self._begins(context) & ~self._waits(state, context) | late) & ~overshot(status)
+        turn = self._turn(state, context)
+        late = (status != ProbeStatus.NONE) & turn.taken & (state.batches.waited > 0)
+        return (self._begins(context) & ~self._waits(state, turn) | late) & ~overshot(status)
 
     def settle(self, state, context, measurement, status, updates, anchor):
         """Steps that raised the loss beyond doubt are taken back."""
@@ -148,7 +149,7 @@ class Path(Direction):
             length=jnp.where(taken_back, 0, jnp.where(begins, 0, state.length) + 1),
             blind=jnp.where(probed, jnp.where(status == ProbeStatus.BELOW_ROUNDING, state.blind + 1, 0), state.blind),
             batches=_batch.follow(
-                state.batches, context.batch, turn.repeated, self._waits(state, context), probed & turn.taken
+                state.batches, context.batch, turn.repeated, self._waits(state, turn), probed & turn.taken
             ),
             losses=self._follow(state.losses, context, measurement, probed & ~taken_back),
         )
@@ -170,9 +171,8 @@ class Path(Direction):
         repeated = _batch.is_repeated(batches, context.batch, context.count)
         return Turn(wanted, repeated, _flow.both(wanted, ~repeated | (batches.waited >= batches.patience)))
 
-    def _waits(self, state: PathState, context: Context) -> Any:
+    def _waits(self, state: PathState, turn: Turn) -> Any:
         """Whether a probe in turn waits for a new batch."""
-        turn = self._turn(state, context)
         return turn.wanted & ~turn.taken & (state.length > 0)
 
     def _begins(self, context):

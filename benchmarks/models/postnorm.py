@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from benchmarks.models.transformer import attention
+from benchmarks.models.transformer import attention, embedded
 
 
 class PostNormGPT(nn.Module):
@@ -22,11 +22,7 @@ class PostNormGPT(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array, train: bool) -> jax.Array:
-        length = tokens.shape[1]
-        initial = nn.initializers.normal(0.5)  # as in `GPT`
-        positions = self.param("positions", initial, (self.max_length, self.width))
-        x = nn.Embed(self.vocabulary, self.width, embedding_init=initial)(tokens) + positions[:length]
-        causal = jnp.tril(jnp.ones((length, length), bool))
+        x, causal = embedded(self, tokens)
         for _ in range(self.depth):
             x = Block(self.num_heads)(x, causal)
         return nn.Dense(self.vocabulary, use_bias=False)(x)

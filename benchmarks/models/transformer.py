@@ -1,5 +1,7 @@
 """The pre-norm transformer block, and the networks made of it: a vision transformer and a language model."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -35,15 +37,20 @@ class GPT(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array, train: bool) -> jax.Array:
-        length = tokens.shape[1]
-        # With the usual 0.02 a short run stays at the level of bigrams: attention cannot tell positions apart.
-        initial = nn.initializers.normal(0.5)
-        positions = self.param("positions", initial, (self.max_length, self.width))
-        x = nn.Embed(self.vocabulary, self.width, embedding_init=initial)(tokens) + positions[:length]
-        causal = jnp.tril(jnp.ones((length, length), bool))
+        x, causal = embedded(self, tokens)
         for _ in range(self.depth):
             x = Block(self.num_heads)(x, mask=causal, train=train)
         return nn.Dense(self.vocabulary, use_bias=False)(nn.LayerNorm()(x))
+
+
+def embedded(model: Any, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What a language model begins with: tokens and positions, ``[batch, length, width]``, and the causal mask."""
+    length = tokens.shape[1]
+    # With the usual 0.02 a short run stays at the level of bigrams: attention cannot tell positions apart.
+    initial = nn.initializers.normal(0.5)
+    positions = model.param("positions", initial, (model.max_length, model.width))
+    x = nn.Embed(model.vocabulary, model.width, embedding_init=initial)(tokens) + positions[:length]
+    return x, jnp.tril(jnp.ones((length, length), bool))
 
 
 class Block(nn.Module):
