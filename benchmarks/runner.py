@@ -9,7 +9,6 @@ making of its batches and without compilation.
 import collections
 import dataclasses
 import functools
-import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ import optax
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import gen_optax
-from benchmarks import methods, store
+from benchmarks import methods, rule, store
 from benchmarks.workload import Workload
 
 TUNING_SEED = 0
@@ -37,7 +36,7 @@ def is_reported(seed: int) -> bool:
 
 
 _CHUNKS, _MAX_CHUNK = 20, 50  # of steps between two looks of the host; at most so many batches are held in memory
-_CURVE_POINTS, _SHORT_CURVE_POINTS = 100, 10  # of reported runs, which are drawn and searched, and of the many others
+_FIRST = 100  # the first loss is the mean over this part of a run
 _ABOUT = ("base", "weight_decay", "num_steps", "batch_size", "metric", "higher_is_better")  # for the reports
 _DIVERGED_FACTOR = 2.0  # a training loss that ends above this many times its start has not trained
 
@@ -63,15 +62,19 @@ def cell_key(
 
 
 def run(key: dict[str, Any], workload: Workload, results: store.Store, progress: Progress | None = None):
-    """The cell of this key: found, or trained now and stored. An exception becomes a cell with an `error`."""
+    """The cell of this key: found, or trained now and stored. An exception becomes a cell with an `error`.
+
+    A cell of another rule than today's does not count as found: it is trained again, and replaced.
+    """
     cell = results.find(key)
-    if cell is None:
+    if cell is None or not rule.is_today(results, cell):
         try:
             cell = train(key, workload, progress)
         except Exception as error:
             cell = {"key": key, "error": f"{type(error).__name__}: {error}".split("\n")[0][:300], "diverged": True}
         about = {name: getattr(workload, name) for name in _ABOUT}
-        cell = store.finite({**cell, "workload": about, **store.circumstances()})
+        of = {"rule": rule.fingerprint()} if rule.depends(cell) else {}
+        cell = store.finite({**cell, "workload": about, **store.circumstances(), **of})
         results.put(cell)
     return cell
 
@@ -141,7 +144,7 @@ def train(key: dict[str, Any], workload: Workload, progress: Progress | None = N
         "seconds_per_step": float(np.median(seconds)),
         "compile_seconds": compile_seconds,
         "probes": _probe_summary(curves),
-        "curves": _thin(curves, _CURVE_POINTS if is_reported(seed) else _SHORT_CURVE_POINTS),
+        **_light(curves),
     }
 
 
@@ -274,15 +277,14 @@ def _diverged(losses: np.ndarray, final: dict[str, Any], stopped: bool) -> bool:
     return bool(stopped or not np.all(np.isfinite(numbers)) or final["train_loss"] > _DIVERGED_FACTOR * abs(losses[0]))
 
 
-def _thin(curves: dict[str, np.ndarray], num_points: int) -> dict[str, Sequence[float]]:
-    """Loss averaged over windows and the learning rate at their ends."""
-    n = len(curves["loss"])
-    ends = np.unique(np.linspace(0, n, min(n, num_points) + 1).round().astype(int))
-    windows = list(itertools.pairwise(ends))
+def _light(curves: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What is kept of the loss and the learning rate at every step."""
+    losses, rates = curves["loss"], curves["learning_rate"]
+    known = {"step": list(range(1, len(losses) + 1)), "loss": losses.tolist(), "learning_rate": rates.tolist()}
     return {
-        "step": [int(end) for _, end in windows],
-        "loss": [float(np.mean(curves["loss"][begin:end])) for begin, end in windows],
-        "learning_rate": [float(curves["learning_rate"][end - 1]) for _, end in windows],
+        "first_loss": float(np.mean(losses[: max(1, len(losses) // _FIRST)])),
+        "highest_learning_rate": float(np.max(rates[np.isfinite(rates)])) if np.isfinite(rates).any() else None,
+        "curves": store.thinned(known),
     }
 
 

@@ -1,121 +1,187 @@
-"""Where results live: one JSON file per workload and method family, the cells in each and, once, what many share.
+"""Where results live: one file of compressed lines per workload, a line for each cell.
 
 A cell is known by what was asked for (workload, method, seed, batch size, steps, precision), so that a run that was
-interrupted goes on where it stopped. A file is replaced whole or not at all.
+interrupted goes on where it stopped. A file is replaced whole or not at all, and the same cells are the same bytes,
+whatever the order in which they came.
 """
 
 import contextlib
 import fcntl
+import gzip
 import importlib.metadata
+import io
+import itertools
 import json
 import math
 import os
 import platform
-import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
 TINY_RESULTS = Path("build") / "benchmarks-tiny"
+CURVE_POINTS = 20
+"""How many points of a curve are kept: each is the mean over a twentieth of the run."""
 
-_SHARED = ("workload", "versions", "machine", "commit")  # the same in many cells of a file
 _PACKAGES = ("gen-optax", "jax", "jaxlib", "optax", "flax", "numpy")
+_LINES = ".jsonl.gz"
 
 
 class Store:
-    """The results under one folder."""
+    """The results under one folder. What it returns is not to be changed in place."""
 
     def __init__(self, root: Path | str):
         self.root = Path(root)
+        self._known: dict[Path, tuple[Any, list[dict[str, Any]]]] = {}
 
     def find(self, key: dict[str, Any]) -> dict[str, Any] | None:
         """The finished cell of this key. One that raised an error is not finished."""
-        for cell in self._read(self._path(key)):
+        for cell in self._read(self._path(key["workload"])):
             if cell["key"] == key and cell.get("error") is None:
                 return cell
         return None
 
     def put(self, cell: dict[str, Any]) -> None:
-        """Adds a cell to its file, in place of one with the same key."""
-        path = self._path(cell["key"])
+        """Adds a cell, its curves made light, in place of one with the same key."""
+        path = self._path(cell["key"]["workload"])
         path.parent.mkdir(parents=True, exist_ok=True)
+        cell = finite(light(cell))
         with _locked(path.parent):
-            kept = [other for other in self._read(path) if other["key"] != cell["key"]]
-            write_json(path, _packed([*kept, cell]))
+            _write_lines(path, [*(other for other in self._read(path) if other["key"] != cell["key"]), cell])
+
+    def remove(self, unwanted: Callable[[dict[str, Any]], bool]) -> int:
+        """Deletes cells; a file without any goes, too. Returns how many there were."""
+        removed = 0
+        for workload in self.workloads():
+            path = self._path(workload)
+            with _locked(path.parent):
+                cells = self._read(path)
+                kept = [cell for cell in cells if not unwanted(cell)]
+                removed += len(cells) - len(kept)
+                if not kept:
+                    path.unlink()
+                elif len(kept) < len(cells):
+                    _write_lines(path, kept)
+        return removed
 
     def cells(self, workload: str | None = None, family: str | None = None) -> Iterator[dict[str, Any]]:
-        """All cells, in the order of their files."""
-        for path in sorted(self.root.glob(f"runs/{workload or '*'}/{family or '*'}.json")):
-            yield from self._read(path)
+        """All cells, workload by workload, in the order of their keys."""
+        for name in self.workloads() if workload is None else [workload]:
+            for cell in self._read(self._path(name)):
+                if family in (None, cell["key"]["method"].partition(":")[0]):
+                    yield cell
 
     def workloads(self) -> list[str]:
         """The names of those that have cells."""
-        return sorted(path.name for path in self.root.glob("runs/*") if path.is_dir())
+        return sorted(path.name.removesuffix(_LINES) for path in self.root.glob(f"runs/*{_LINES}"))
 
     def note(self, name: str) -> Any:
         """What `set_note` wrote under this name; None where nothing was."""
-        path = self.root / f"{name}.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        rows, other = self.root / f"{name}{_LINES}", self.root / f"{name}.json"
+        if rows.exists():
+            return self._read(rows)
+        return json.loads(other.read_text()) if other.exists() else None
 
     def set_note(self, name: str, change: Callable[[Any], Any]) -> None:
-        """Puts `change(note)` in the place of a note: a result that is no training run, such as a measurement."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        with _locked(self.root):
-            write_json(self.root / f"{name}.json", change(self.note(name)))
+        """Puts `change(note)` in the place of a note: a result that is no training run, such as a measurement.
 
-    def _path(self, key: dict[str, Any]) -> Path:
-        family = key["method"].partition(":")[0]
-        return self.root / "runs" / key["workload"] / f"{family}.json"
+        A list of measurements is kept as compressed lines like those of the cells, in its order; anything else as JSON,
+        and None not at all.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        rows, other = self.root / f"{name}{_LINES}", self.root / f"{name}.json"
+        with _locked(self.root):
+            note = finite(change(self.note(name)))
+            if isinstance(note, list):
+                _replace(rows, _compressed(note))
+            elif note is not None:
+                _replace(other, (json.dumps(note, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+            if not isinstance(note, list):
+                rows.unlink(missing_ok=True)
+            if note is None or isinstance(note, list):
+                other.unlink(missing_ok=True)
+
+    def measurements(self) -> list[str]:
+        """The names of the notes that are lists of measurements."""
+        return sorted(path.name.removesuffix(_LINES) for path in self.root.glob(f"*{_LINES}"))
+
+    def _path(self, workload: str) -> Path:
+        return self.root / "runs" / f"{workload}{_LINES}"
 
     def _read(self, path: Path) -> list[dict[str, Any]]:
-        return _unpacked(json.loads(path.read_text())) if path.exists() else []
+        """The lines of a file, which is read again only where it has been replaced."""
+        try:
+            about = path.stat()
+        except FileNotFoundError:
+            return []
+        version = about.st_ino, about.st_mtime_ns, about.st_size
+        if path not in self._known or self._known[path][0] != version:
+            with gzip.open(path, "rt", encoding="utf-8") as file:
+                self._known[path] = version, [json.loads(line) for line in file]
+        return self._known[path][1]
 
 
-def _packed(cells: list[dict[str, Any]]) -> dict[str, Any]:
-    """The cells, each with the place of its `_SHARED` entries in a list of those that differ."""
-    shared: list[dict[str, Any]] = []
-    packed = []
-    for cell in cells:
-        about = {name: cell[name] for name in _SHARED if name in cell}
-        if about not in shared:
-            shared.append(about)
-        own = {name: value for name, value in cell.items() if name not in _SHARED}
-        packed.append({**own, "shared": shared.index(about)})
-    return {"shared": shared, "cells": packed}
+def light(cell: dict[str, Any]) -> dict[str, Any]:
+    """The cell with at most `CURVE_POINTS` windows of its curves, and what the pages read off finer ones.
+
+    That is `first_loss`, the loss at the first point, and `highest_learning_rate`, unless the cell has them already.
+    """
+    curves = cell.get("curves")
+    if not curves or "first_loss" in cell:
+        return cell
+    rates = [rate for rate in curves.get("learning_rate", []) if rate is not None and math.isfinite(rate)]
+    read_off = {"first_loss": curves["loss"][0], "highest_learning_rate": max(rates, default=None)}
+    return {**cell, **read_off, "curves": thinned(curves)}
 
 
-def _unpacked(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """The cells that were packed."""
-    cells, shared = content["cells"], content["shared"]
-    return [
-        {**{name: value for name, value in cell.items() if name != "shared"}, **shared[cell["shared"]]}
-        for cell in cells
-    ]
+def thinned(curves: dict[str, Any], num_points: int = CURVE_POINTS) -> dict[str, Any]:
+    """Windows of `{"step": [...], "loss": [...], ...}` in place of its points.
+
+    The loss of a window is the mean over its steps. Everything else is what it was at the window's end.
+    """
+    steps = curves.get("step", list(range(1, len(curves["loss"]) + 1)))
+    ends = np.arange(len(steps))
+    if len(steps) > num_points:  # at equal numbers of steps, each at a point that there is
+        wanted = np.linspace(0, steps[-1], num_points + 1)[1:]
+        ends = np.unique(np.searchsorted(steps, wanted - 1e-6 * steps[-1]))
+    widths = np.diff(steps, prepend=0)
+    losses = np.array([math.nan if loss is None else loss for loss in curves["loss"]], float)
+    windows = [slice(begin + 1, end + 1) for begin, end in itertools.pairwise([-1, *ends.tolist()])]
+    means = [float(np.average(losses[window], weights=widths[window])) for window in windows]
+    return {**{name: [values[end] for end in ends] for name, values in curves.items()}, "loss": means}
 
 
-def write_json(path: Path, content: Any) -> None:
+def _write_lines(path: Path, cells: Iterable[dict[str, Any]]) -> None:
+    _replace(path, _compressed(sorted(cells, key=lambda cell: sorted(cell["key"].items()))))
+
+
+def _compressed(rows: Iterable[dict[str, Any]]) -> bytes:
+    """One line of JSON a row. No name and no time is in the header: the same rows are the same bytes."""
+    packed = io.BytesIO()
+    with gzip.GzipFile(filename="", mode="wb", compresslevel=9, fileobj=packed, mtime=0) as file:
+        for row in rows:
+            line = json.dumps(row, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+            file.write(line.encode() + b"\n")
+    return packed.getvalue()
+
+
+def _replace(path: Path, content: bytes) -> None:
     """Writes to a file beside `path` and renames it, so that no reader and no interruption sees half a file."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w") as file:
-            file.write(_NUMBERS.sub(_on_one_line, json.dumps(finite(content), indent=1, allow_nan=False)) + "\n")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
-
-
-_NUMBERS = re.compile(r"\[[-\d.e+,\snul]+\]")
-
-
-def _on_one_line(numbers: re.Match[str]) -> str:
-    return " ".join(numbers.group().split()).replace("[ ", "[").replace(" ]", "]")
 
 
 def finite(content: Any) -> Any:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from benchmarks import methods, runner, store
+from benchmarks import methods, rule, runner, store
 from benchmarks.workload import Workload
 
 NAMES = (
@@ -63,9 +63,14 @@ class Study:
         return runner.run_all(keys, workload, self.results)
 
     def measure(self, name: str, key: dict[str, Any], measurement: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """A row of the note `name`, which is a list: the one of this key, or measured now and added."""
+        """A row of the note `name`, which is a list: the one of this key, or measured now and added.
+
+        One of another rule than today's is measured again, and replaced.
+        """
         row = next((row for row in self.results.note(name) or [] if row["key"] == key), None)
-        if row is None:
+        if row is None or not rule.is_today(self.results, row):
             row = store.finite({"key": key, **measurement(), **store.circumstances()})
-            self.results.set_note(name, lambda rows: [*(rows or []), row])
+            if rule.depends(row):
+                row["rule"] = rule.fingerprint()
+            self.results.set_note(name, lambda rows: [*(old for old in rows or [] if old["key"] != key), row])
         return row

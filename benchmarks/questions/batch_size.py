@@ -67,17 +67,13 @@ def _section(results, workload, by_size):
                     name if rate is None else f"{name} ({pages.number(rate)})",
                     pages.mean_and_spread([cell["final"]["test"][metric] for cell in alive]),
                     pages.mean_and_spread([cell["final"]["test"]["loss"] for cell in alive]),
-                    pages.mean_and_spread([_highest_rate(cell) for cell in alive], 3),
+                    pages.mean_and_spread([cell["highest_learning_rate"] for cell in alive], 3),
                     pages.outcome(cells),
                 ]
             )
     picture = _draw(results, workload, by_size)
     header = ["batch size", "steps", "method", f"test {metric}", "test loss", "highest learning rate", "seeds"]
     return f"## {workload}\n\n![{workload}]({picture})\n\n" + pages.table(header, lines)
-
-
-def _highest_rate(cell):
-    return max((rate for rate in cell["curves"]["learning_rate"] if rate is not None), default=None)
 
 
 def _draw(results, workload, by_size):

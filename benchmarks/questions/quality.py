@@ -29,7 +29,6 @@ _IN_SHORT = {
     "schedule-free AdamW": "schedule_free_adamw",
 }
 _LEAST_LOSS = 1e-6  # test losses below count as this: ratios of losses that are all zero to the eye mean nothing
-_SMOOTH = 20  # a loss "at" a step is the mean over one such part of the run, as `train_loss` is
 
 
 def run(study: Study) -> None:
@@ -204,10 +203,15 @@ def _table(rows: Rows) -> str:
 
 
 def steps_to(cell: dict[str, Any], target: float) -> float:
-    """The first step at which the training loss, averaged over a twentieth of the run, is at most `target`."""
-    losses = [math.inf if loss is None else loss for loss in cell["curves"]["loss"]]
-    width = max(1, len(losses) // _SMOOTH)
-    for end in range(width, len(losses) + 1):
-        if np.mean(losses[end - width : end]) <= target:
-            return float(cell["curves"]["step"][end - 1])
+    """The step at which the training loss is at most `target`; infinite where it never is.
+
+    The loss at a step is the mean over a twentieth of the run before it, linear between those that are kept.
+    """
+    before, higher = 0.0, math.inf
+    for step, loss in zip(cell["curves"]["step"], cell["curves"]["loss"], strict=True):
+        now = math.inf if loss is None else loss
+        if now <= target:
+            share = 1.0 if math.isinf(higher) else (higher - target) / (higher - now)
+            return before + share * (step - before)
+        before, higher = float(step), now
     return math.inf

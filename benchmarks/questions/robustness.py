@@ -132,8 +132,7 @@ def _counts(entries):
 
 
 def _has_trained(cell):
-    losses = cell["curves"]["loss"]
-    return cell["final"]["train_loss"] < _TRAINED * losses[0]
+    return cell["final"]["train_loss"] < _TRAINED * cell["first_loss"]
 
 
 def _keeps_up(cell, constant):
@@ -153,7 +152,7 @@ def _draw(results, groups):
                 alive = pages.survivors(group)
                 if group and len(alive) == len(group):
                     place = settings.index((workload, size, precision)), bases.index(base)
-                    losses[place] = np.mean([cell["final"]["train_loss"] / cell["curves"]["loss"][0] for cell in alive])
+                    losses[place] = np.mean([cell["final"]["train_loss"] / cell["first_loss"] for cell in alive])
             image = axis.pcolormesh(np.log10(np.maximum(losses, _LEAST_DRAWN)), cmap="cividis_r")
             axis.figure.colorbar(image, ax=axis, label="log10 of last / first training loss")
             axis.set_facecolor("#D55E00")

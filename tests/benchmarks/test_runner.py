@@ -1,6 +1,4 @@
-"""The training loop and the store: what a cell holds, resuming, interruption."""
-
-import json
+"""The training loop: what a cell holds, resuming, interruption."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +6,7 @@ import numpy as np
 import pytest
 from toy import toy
 
-from benchmarks import methods, runner, store
+from benchmarks import methods, rule, runner, store
 
 
 @pytest.fixture
@@ -34,7 +32,9 @@ def test_a_cell_says_what_happened_and_under_which_circumstances(results):
     assert cell["seconds_per_step"] > 0
     assert cell["probes"]["probes"] == sum(cell["probes"]["statuses"].values()) > 0
     assert cell["curves"]["step"][-1] == 40
-    assert len(cell["curves"]["loss"]) == len(cell["curves"]["learning_rate"]) == 40
+    assert len(cell["curves"]["loss"]) == len(cell["curves"]["learning_rate"]) == 20
+    assert cell["first_loss"] > cell["curves"]["loss"][-1]
+    assert cell["highest_learning_rate"] >= max(cell["curves"]["learning_rate"])
     assert {"jax", "optax"} <= set(cell["versions"])
     assert set(cell["machine"]) == {"architecture", "cores", "backend", "device"}
     assert list(store.Store(results.root).cells()) == [cell]
@@ -89,36 +89,6 @@ def test_an_error_is_kept_and_tried_again(results, monkeypatch):
     assert len(list(results.cells())) == 1
 
 
-def test_an_interrupted_write_leaves_the_old_file_whole(results, monkeypatch):
-    key = runner.cell_key(toy(), "momo", seed=1)
-    results.put({"key": key, "old": True})
-    with monkeypatch.context() as patch:
-        patch.setattr(store.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            results.put({"key": key, "old": False})
-    assert results.find(key)["old"]
-    assert [p.name for p in (results.root / "runs/toy").iterdir()] == ["momo.json"]
-
-
-def test_what_cells_share_is_written_once(results):
-    cells = [
-        {"key": runner.cell_key(toy(), "momo", seed), "steps": 40, "versions": {"jax": jax}, "commit": None}
-        for seed, jax in enumerate(["0.8", "0.8", "0.9", "0.8"])
-    ]
-    for cell in cells:
-        results.put(cell)
-    assert list(results.cells()) == cells
-    assert (results.root / "runs/toy/momo.json").read_text().count("versions") == 2
-
-
-def test_a_file_keeps_lists_of_numbers_on_one_line(tmp_path):
-    content = {"key": {"null": "[1, 2]"}, "rows": [{"loss": [1.0, -2.5e-7, float("nan")]}, []], "words": ["a", "b"]}
-    store.write_json(tmp_path / "x.json", content)
-    text = (tmp_path / "x.json").read_text()
-    assert '"loss": [1.0, -2.5e-07, null]' in text
-    assert json.loads(text) == {**content, "rows": [{"loss": [1.0, -2.5e-7, None]}, []]}
-
-
 def test_frozen_leaves_stay_and_no_optimizer_sees_them():
     workload = toy(trainable=lambda params: {name: name == "b0" for name in params})
     params, model_state = workload.init(jax.random.key(0))
@@ -157,9 +127,41 @@ def test_precision():
         runner.in_precision(workload, "float8")
 
 
-@pytest.mark.parametrize(("seed", "num_points"), [(1, 100), (101, 10)])
-def test_curves_are_means_over_windows(seed, num_points):
+@pytest.mark.parametrize("seed", [1, 101])
+def test_curves_are_means_over_windows(seed, monkeypatch):
+    seen = []
+    thinned = store.thinned
+    monkeypatch.setattr(store, "thinned", lambda curves: seen.append(curves) or thinned(curves, 5))
     workload = toy()
     cell = runner.train(runner.cell_key(workload, "baseline:learning_rate=0.01", seed, num_steps=250), workload)
-    assert len(cell["curves"]["step"]) == num_points
-    assert cell["curves"]["step"][-1] == 250
+    (every,) = seen
+    assert cell["curves"]["step"] == [50, 100, 150, 200, 250]
+    np.testing.assert_allclose(cell["curves"]["loss"], np.reshape(every["loss"], (5, 50)).mean(1))
+    assert cell["first_loss"] == pytest.approx(np.mean(every["loss"][:2]))
+    assert cell["highest_learning_rate"] == pytest.approx(0.01)
+
+
+def test_cells_of_gen_say_of_which_rule_they_are(results):
+    workload = toy()
+    for method in ("gen", "momo"):
+        runner.run(runner.cell_key(workload, method, seed=1, num_steps=2), workload, results)
+    gen, momo = results.cells()
+    assert gen["rule"] == rule.fingerprint()
+    assert "rule" not in momo
+
+
+def test_a_cell_of_another_rule_is_trained_again(results, monkeypatch):
+    workload = toy()
+    gen, momo = (runner.cell_key(workload, method, seed=1, num_steps=2) for method in ("gen", "momo"))
+    old = {key["method"]: runner.run(key, workload, results) for key in (gen, momo)}
+    monkeypatch.setattr(rule, "fingerprint", lambda *_: "0ther0ne")
+    new = runner.run(gen, workload, results)
+    assert new["rule"] == "0ther0ne"
+    assert results.find(gen) == new
+    monkeypatch.setattr(runner, "train", lambda *_: pytest.fail("trained again"))
+    assert runner.run(gen, workload, results) == new
+    assert runner.run(momo, workload, results) == old["momo"]  # which no rule changes
+    known = {"groups": [[{"rule": "0ther0ne"}, {"rule": "th1rd0ne"}]]}
+    results.set_note(rule.NOTE, lambda _: known)
+    monkeypatch.setattr(rule, "fingerprint", lambda *_: "th1rd0ne")
+    assert runner.run(gen, workload, results) == new  # they are known to give the same results
