@@ -17,6 +17,7 @@ from gen_optax._gen import gen as gen
 from gen_optax._gen import scale_by_gen as scale_by_gen
 from gen_optax._loss import directional_derivatives as directional_derivatives
 from gen_optax._loss import probe_losses as probe_losses
+from gen_optax._loss_context import loss_context as loss_context
 from gen_optax._masks import unmasked_value_fn as unmasked_value_fn
 from gen_optax._measurement import Context as Context
 from gen_optax._measurement import Measurement as Measurement
@@ -57,6 +58,7 @@ __all__ = [
     "gen_adamw",
     "gen_lion",
     "gen_sgd",
+    "loss_context",
     "mean_value_and_grad",
     "mean_value_fn",
     "metrics",

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gen_optax import _tree
+from gen_optax import _loss_context, _tree
 from gen_optax._masks import is_masked
 
 Loss = Callable[[optax.Params], jax.Array]
@@ -26,9 +26,11 @@ def arguments(
 ) -> tuple[Loss, jax.Array | None, Any]:
     """What `update` was given as `(loss, value, grad)`: the loss bound to its arguments, the others checked.
 
-    `obj_fn` is a synonym of `value_fn`, and `loss` of `value`. With `params`, `grad` is a tree like them: around masked
-    ones its parts are left out, since `optax.masked` hands on extra arguments whole.
+    `obj_fn` is a synonym of `value_fn`, and `loss` of `value`. Where there is no loss, that of `loss_context` counts.
+    With `params`, `grad` is a tree like them: around masked ones its parts are left out, since `optax.masked` hands on
+    extra arguments whole.
     """
+    extra_args = _loss_context.completed(extra_args)
     given = {name: x for name, x in extra_args.items() if x is not None}
     for name, synonym in (("value", "loss"), ("value_fn", "obj_fn")):
         if name in given and synonym in given:
@@ -37,9 +39,14 @@ def arguments(
     if value_fn is None:
         raise ValueError(
             f"scale_by_gen evaluates the loss along the step: pass value_fn=loss_fn to update.{USAGE}\n"
-            "If you did, a wrapper around scale_by_gen drops the extra arguments of update, as optax.lookahead, "
-            "optax.MultiSteps(...).gradient_transformation() and flax.training.train_state.TrainState do: give "
-            "value_fn to scale_by_gen (or gen) itself, leave the wrapper out, or take gen_optax.linen.TrainState."
+            "Where a framework calls update, hand the loss over in one of two other ways. One function for all steps "
+            "goes to gen (or scale_by_gen) itself:\n"
+            "    tx = gen_optax.gen(base, value_fn=loss_fn)\n"
+            f"A function of the batch at hand goes around the call, inside of the jitted step:{_loss_context.BLOCK}\n"
+            "If you did pass value_fn to update, a wrapper around scale_by_gen drops the extra arguments, as "
+            "optax.lookahead, optax.MultiSteps(...).gradient_transformation() and flax.training.train_state.TrainState "
+            "do: open loss_context around it, give value_fn to scale_by_gen (or gen), leave the wrapper out, or take "
+            "gen_optax.linen.TrainState."
         )
     if not callable(value_fn):
         raise TypeError(

@@ -25,7 +25,7 @@ import optax
 from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
 
-from gen_optax import _statistics
+from gen_optax import _loss_context, _statistics
 from gen_optax._average import averaged_params
 
 
@@ -88,7 +88,7 @@ class TrainState(train_state.TrainState):
         if isinstance(grads, Mapping) and OVERWRITE_WITH_GRADIENT in grads:
             # The scales of float8 layers: their "gradient" is their next value, and tx knows nothing of them.
             overwritten = {OVERWRITE_WITH_GRADIENT: grads[OVERWRITE_WITH_GRADIENT]}
-            extra_args = _without_overwritten(extra_args, params)
+            extra_args = _without_overwritten(_loss_context.completed(extra_args), params)
             grads, params = grads["params"], params["params"]
 
         tx = self.tx
@@ -149,7 +149,7 @@ def update_batch_stats(
     return {**variables, "batch_stats": _statistics.mean_over(forward, variables["batch_stats"], batches)}
 
 
-def _without_overwritten(extra_args: dict[str, Any], whole: Any) -> dict[str, Any]:
+def _without_overwritten(extra_args: Mapping[str, Any], whole: Any) -> dict[str, Any]:
     """The arguments for a `tx` that sees `whole["params"]` only, while the user's loss and gradient know all of it."""
     changed: dict[str, Any] = {}
     for name in ("value_fn", "obj_fn"):
