@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import flat, network, network_loss, numpy_network_loss, random_quadratic
+from helpers import flat, gen_state, network, network_loss, numpy_network_loss, random_quadratic
 
 import gen_optax
 from gen_optax import _loss, _tree
@@ -123,6 +123,73 @@ def test_the_first_argument_may_have_any_name():
 
     assert bound(value_fn, {"x": jnp.zeros(3), "y": 1, "z": 2})(jnp.ones(3)) == 3
     assert seen == {"y": 1, "z": 2}
+
+
+def levanter_step(optimizer, model, opt_state, batch, trainable):
+    """Trains as levanter does: its `Trainer._train_step` and, with the names in it, `take_train_step`.
+
+    The second is in lib/levanter/src/levanter/trainer_state.py of github.com/marin-community/marin (November 2026),
+    where `trainables_only` and `eqx.partition` do what they do here.
+    """
+    eqx = pytest.importorskip("equinox")
+
+    def compute_loss(model):
+        return jnp.mean((jax.vmap(model)(batch["x"]) - batch["y"]) ** 2)
+
+    def obj_fun(trainable_model):
+        return compute_loss(eqx.combine(trainable_model, model))
+
+    def trainables_only(tree):
+        return eqx.filter(tree, trainable)
+
+    loss, grads = eqx.filter_value_and_grad(compute_loss)(model)
+    train_grads, trainable_model = trainables_only(grads), trainables_only(model)
+    updates, opt_state = optimizer.update(train_grads, opt_state, params=trainable_model, obj_fn=obj_fun, loss=loss)
+    return eqx.apply_updates(model, updates), opt_state, loss
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["all", "one layer frozen"])
+def test_the_call_of_levanter(frozen):
+    """The loss by other names, `params` by name, an equinox model with leaves that are no parameters, clipping."""
+    eqx = pytest.importorskip("equinox")
+    _, batch = network()
+    model = eqx.nn.MLP(5, 3, 16, 1, key=jax.random.key(0))
+    trainable = jax.tree.map(eqx.is_inexact_array, model)
+    if frozen:
+        trainable = eqx.tree_at(lambda t: (t.layers[0].weight, t.layers[0].bias), trainable, (False, False))
+    tx = gen_optax.gen(optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1.0)))
+    first, opt_state = model, tx.init(eqx.filter(model, trainable))
+    step, losses = eqx.filter_jit(levanter_step), []
+    for _ in range(40):
+        model, opt_state, loss = step(tx, model, opt_state, batch, trainable)
+        losses.append(float(loss))
+    state = gen_state(opt_state)
+    assert losses[-1] < 0.7 * losses[0]
+    assert state.learning_rate > 0
+    assert state.info.num_probes > 0
+    assert not state.info.notices & (gen_optax.Notice.VALUE_DIFFERS | gen_optax.Notice.GRADIENT_DIFFERS)
+    assert bool(jnp.all(first.layers[0].weight == model.layers[0].weight)) == frozen
+
+
+def test_a_line_search_in_the_same_chain_keeps_its_errors():
+    """It knows `value_fn`, `value` and `grad` by these names, and refuses what its loss does not take."""
+    gen = gen_optax.gen_sgd(controller=gen_optax.algorithm_1(init_learning_rate=0.1))
+    tx = optax.chain(gen, optax.scale_by_backtracking_linesearch(5))
+    w, given = jnp.ones(2), {"value": 2.0, "grad": 2 * jnp.ones(2)}
+
+    def update(**arguments):
+        return tx.update(2 * w, tx.init(w), w, **arguments)
+
+    def bowl(w):
+        return jnp.sum(w**2)
+
+    updates, _ = update(**given, value_fn=bowl)
+    assert bowl(w + updates) < 2
+    with pytest.raises(TypeError, match=r"missing 1 required keyword-only argument: 'value_fn'"):
+        update(**given, obj_fn=bowl)
+    if tuple(map(int, optax.__version__.split(".")[:3])) >= (0, 2, 8):  # before, it dropped them
+        with pytest.raises(TypeError, match=r"Unexpected keyword arguments passed to `scale_by_backtracking_lin"):
+            update(**given, value_fn=bowl, batch=w)
 
 
 class _Callable:
