@@ -115,7 +115,8 @@ def scale_by_gen(
       max_learning_rate: upper bound, likewise.
       axis_name: name (or names) of the `shard_map` or `pmap` axes over which the batch is split; losses and slopes are
         averaged over it. Under plain `jit` with shardings none is needed.
-      value_fn: the loss, for training loops whose `update` cannot pass it; one given to `update` wins.
+      value_fn: the loss, where it is one function at all steps and `update` cannot be given it. A loss among the
+        arguments of `update`, or else that of a :func:`gen_optax.loss_context`, wins.
 
     Returns:
       A transformation whose `update` takes `params` and the keyword arguments

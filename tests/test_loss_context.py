@@ -1,6 +1,7 @@
 """`loss_context`: a loss for an `update` that a framework calls does what the arguments of `update` do."""
 
 import asyncio
+import concurrent.futures
 import functools
 import re
 import threading
@@ -188,26 +189,25 @@ def test_a_missing_loss_shows_the_three_ways():
 
 
 def test_threads_do_not_see_each_others():
-    barrier, seen = threading.Barrier(3), {}
+    barrier = threading.Barrier(3, timeout=60)
 
     def train(curvature):
         with gen_optax.loss_context(of_curvature(curvature)):
             barrier.wait()  # all blocks are open
-            seen[curvature] = curvature_seen()
-            barrier.wait()
+            try:
+                return curvature_seen()
+            finally:
+                barrier.wait()
 
-    threads = [threading.Thread(target=train, args=(curvature,)) for curvature in (3.0, 4.0)]
-    for thread in threads:
-        thread.start()
-    barrier.wait()
-    try:
-        with pytest.raises(ValueError, match=MISSING):
-            curvature_seen()
-    finally:
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        found = [pool.submit(train, curvature) for curvature in (3.0, 4.0)]
         barrier.wait()
-        for thread in threads:
-            thread.join()
-    assert seen == {3: 3, 4: 4}
+        try:
+            with pytest.raises(ValueError, match=MISSING):
+                curvature_seen()
+        finally:
+            barrier.wait()
+        assert [curvature.result() for curvature in found] == [3, 4]
 
 
 def test_asyncio_tasks_do_not_see_each_others():
