@@ -211,15 +211,16 @@ def test_threads_do_not_see_each_others():
 
 
 def test_asyncio_tasks_do_not_see_each_others():
-    async def train(curvature, opened, others):
+    async def train(curvature, barrier):
         with gen_optax.loss_context(of_curvature(curvature)):
-            opened.set()
-            await others.wait()
-            return curvature_seen()
+            await barrier.wait()  # both blocks are open
+            found = curvature_seen()
+            await barrier.wait()
+            return found
 
     async def main():
-        one, other = asyncio.Event(), asyncio.Event()
-        return await asyncio.gather(train(3.0, one, other), train(4.0, other, one))
+        barrier = asyncio.Barrier(2)
+        return await asyncio.gather(train(3.0, barrier), train(4.0, barrier))
 
     assert asyncio.run(main()) == [3, 4]
 
