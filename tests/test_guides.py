@@ -11,7 +11,9 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = ("index", "quick-start", "how-it-works", "when-it-does-not-work", "peers", "faq")
 SITE = [ROOT / "docs" / f"{name}.md" for name in NAMES]
-PAGES = [*sorted((ROOT / "docs" / "guides").glob("*.md")), *SITE]
+GUIDES = ROOT / "docs" / "guides"
+# The other pages of frameworks/ need the framework: tests/frameworks runs them.
+PAGES = [*sorted(GUIDES.glob("*.md")), GUIDES / "frameworks" / "index.md", *SITE]
 BLOCK = re.compile(r"^```python[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 DEVICES = re.compile(r"<!--\s*devices:\s*(\d+)\s*-->")
 
