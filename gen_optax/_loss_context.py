@@ -69,7 +69,8 @@ def loss_context(value_fn: Callable[..., Any], value: jax.typing.ArrayLike | Non
 
     Raises:
       TypeError: if `value_fn` is no function.
-      ValueError: from `update`, if the block was opened outside of the function that is traced, or in one that was.
+      ValueError: from `update`, if the block was opened outside of the function that is traced around `update`, or in
+        one that is traced no more.
 
     Examples:
       >>> import gen_optax
