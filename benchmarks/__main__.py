@@ -10,7 +10,7 @@ from pathlib import Path
 
 import rich
 
-from benchmarks import methods, questions, runner, store, tune
+from benchmarks import methods, questions, rule, runner, store, tune
 from benchmarks.questions import Study
 
 
@@ -65,6 +65,41 @@ def write_report(options: argparse.Namespace) -> None:
         print(path)
 
 
+def check_documents(options: argparse.Namespace) -> None:
+    """Compares README and docs with the results; says what differs, and which command mends it."""
+    from benchmarks import check
+
+    results = _results(options)
+    if options.write:
+        for path in check.write(results):
+            print(f"numbers put into {path}")
+    found = list(check.faults(results))
+    print("\n".join(found) or "Every claim is as the results have it.")
+    if found:
+        raise SystemExit(1)
+
+
+def vouch_for_the_rule(options: argparse.Namespace) -> None:
+    """Trains the golden runs again; if they come out as before, today's rule counts as the one they are of."""
+    from benchmarks import vouch
+
+    results, load = _results(options), _load(options.tiny)
+    if options.renew:
+        print("\n".join(vouch.renew(results, load)))
+        return
+    vouched, lines = vouch.vouch(results, load)
+    print("\n".join(lines))
+    if not vouched:
+        raise SystemExit(1)
+
+
+def prune_results(options: argparse.Namespace) -> None:
+    """Deletes the results of other rules than today's."""
+    removed = rule.prune(_results(options))
+    lines = [f"{count} results of rule {name} are deleted." for name, count in sorted(removed.items())]
+    print("\n".join(lines) or f"All results are of today's rule, {rule.fingerprint()}, or of none.")
+
+
 def question(options: argparse.Namespace) -> None:
     """Measures what a question needs and writes the report."""
     questions.module(options.name).run(_study(options))
@@ -89,13 +124,18 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument("--precision", choices=("float32", "mixed", "bfloat16"))
     tuning = add("tune", tune_baselines)
     reporting = add("report", write_report)
+    checking = add("check", check_documents)
+    checking.add_argument("--write", action="store_true", help="first put the numbers of the results into the claims")
+    vouching = add("vouch", vouch_for_the_rule)
+    vouching.add_argument("--renew", action="store_true", help="make golden runs of today's rule instead")
+    pruning = add("prune", prune_results)
     asking = add("question", question)
     asking.add_argument("name", choices=questions.NAMES)
     for command in (training, tuning, asking):
         command.add_argument("--workloads", nargs="+", default=(), help="default: all, or the question's own choice")
     for command in (training, asking):
         command.add_argument("--seeds", nargs="+", type=int, default=runner.SEEDS)
-    for command in (training, tuning, reporting, asking):
+    for command in (training, tuning, reporting, asking, checking, vouching, pruning):
         command.add_argument("--tiny", action="store_true", help=f"a smoke test; results go to {store.TINY_RESULTS}")
         command.add_argument("--results", type=Path, help=f"folder for results; default: {store.RESULTS.name}/ here")
     return parser

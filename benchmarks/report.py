@@ -2,10 +2,13 @@
 
     report(results)      # writes <results>/<question>.md, the pictures, and README.md, which links to them
 
-Nothing is left out: a method that diverged or failed has its row, and ranks last.
+What is of another rule than today's is left out, and counted. Nothing else is: a method that diverged or failed has its
+row, and ranks last.
 """
 
 import contextlib
+import contextvars
+import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,35 +20,71 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from PIL import Image
 
-from benchmarks import questions, runner, store
+from benchmarks import questions, rule, runner, store
 
 # Okabe and Ito's palette, told apart with any colour vision; more curves than colours differ in their dashes.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":", "-.")
+_COLOURS_IN_A_FILE = 96
+_saves = contextvars.ContextVar("_saves", default=True)
 
 Cells = Sequence[Mapping[str, Any]]
 
 
 def report(results: store.Store) -> list[Path]:
-    """Writes the page of every question that has results, and an index of them."""
-    pages, index = [], []
+    """Writes all pages and their pictures; deletes pictures that no page shows."""
+    written = []
+    for name, text in pages_of(results).items():
+        written.append(results.root / name)
+        written[-1].write_text(text)
+    shown = "".join(path.read_text() for path in results.root.glob("*.md"))
+    for path in results.root.glob("*.png"):
+        if f"({path.name})" not in shown:
+            path.unlink()
+    return written
+
+
+def pages_of(results: store.Store) -> dict[str, str]:
+    """The page of every question that has results, of all runs, and an index, by file name. Draws their pictures."""
+    pages, index = {}, []
     for name in questions.NAMES:
         module = questions.module(name)
-        text = module.report(results)
-        if text is not None:
-            pages.append(results.root / f"{name}.md")
-            title = module.__doc__.split("\n")[0]
-            pages[-1].write_text(f"# {title}\n\n`python -m benchmarks question {name}`\n\n{text.strip()}\n")
+        today = rule.Today(results)
+        text = module.report(today)
+        if text is not None or today.left_out:
+            title, command = module.__doc__.split("\n")[0], f"`python -m benchmarks question {name}`"
+            parts = [f"# {title}", command, *_left_out(today), text or "There is no result by today's rule yet."]
+            pages[f"{name}.md"] = "\n\n".join(parts).strip() + "\n"
             index.append(f"- [{title}]({name}.md)")
-    if any(results.cells()):
-        pages.append(results.root / "runs.md")
-        pages[-1].write_text(f"# Every training run\n\n{_all_runs(results)}\n")
+    today = rule.Today(results)
+    if any(today.cells()):
+        text = _all_runs(today)
+        pages["runs.md"] = "\n\n".join(["# Every training run", *_left_out(today), text]) + "\n"
         index.append("- [Every training run](runs.md)")
     if index:
-        pages.append(results.root / "README.md")
-        pages[-1].write_text("# Results\n\n" + "\n".join([*index, "", *_made_on(results)]) + "\n")
+        pages["README.md"] = "# Results\n\n" + "\n".join([*index, "", *_made_on(today)]) + "\n"
     return pages
+
+
+def _left_out(today: rule.Today) -> list[str]:
+    """A paragraph on what was read and left out; none where nothing was."""
+    if not today.left_out:
+        return []
+    entries = (
+        "1 result of another rule than today's is"
+        if today.left_out == 1
+        else f"{today.left_out:,} results of other rules than today's are"
+    )
+    return [f"{entries} left out of this page."]
+
+
+def table_of(
+    results: store.Store, entries: Iterable[Mapping[str, Any]], header: Sequence[str], rows: Iterable[Sequence[Any]]
+) -> str:
+    """A table, and under it the rule of the cells or measurements that it was made of."""
+    return "\n\n".join(filter(None, [table(header, rows), rule.describe(results, entries)]))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -71,7 +110,10 @@ def mean_and_spread(values: Sequence[float], digits: int = 4) -> str:
     if not values:
         return "-"
     mean = number(float(np.mean(values)), digits)
-    return f"{mean} ± {number(float(np.std(values, ddof=1)), 2)}" if len(values) > 1 else mean
+    if len(values) == 1:
+        return mean
+    spread = 0.0 if min(values) == max(values) else float(np.std(values, ddof=1))  # not the rounding of the mean
+    return f"{mean} ± {number(spread, 2)}"
 
 
 def survivors(cells: Cells) -> list[Mapping[str, Any]]:
@@ -131,18 +173,36 @@ def performance_profile(costs: Mapping[str, Mapping[str, float]], taus: Sequence
 
 @contextlib.contextmanager
 def picture(path: Path, columns: int = 1, rows: int = 1, **settings: Any) -> Iterator[np.ndarray]:
-    """A figure with `rows x columns` axes, saved to `path` at the end."""
+    """A figure with `rows x columns` axes, saved to `path` at the end, but not within `no_pictures`."""
     with plt.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
         figure, axes = plt.subplots(
             rows, columns, figsize=(5.2 * columns, 3.8 * rows), squeeze=False, layout="constrained", **settings
         )
         try:
             yield axes
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Without the version of the library in it, an unchanged picture is an unchanged file.
-            figure.savefig(path, dpi=120, metadata={"Software": None})
+            if _saves.get():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _save(figure, path)
         finally:
             plt.close(figure)
+
+
+@contextlib.contextmanager
+def no_pictures() -> Iterator[None]:
+    """Pages made within leave the files of their pictures alone."""
+    token = _saves.set(False)
+    try:
+        yield
+    finally:
+        _saves.reset(token)
+
+
+def _save(figure: Any, path: Path) -> None:
+    """As a small file: few colours are enough for lines and points. An unchanged picture is an unchanged file."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=120)
+    image = Image.open(drawn).convert("RGB").quantize(_COLOURS_IN_A_FILE, dither=Image.Dither.NONE)
+    image.save(path, optimize=True, dpi=(120, 120))
 
 
 def style(index: int) -> dict[str, Any]:
@@ -202,10 +262,11 @@ def gain(cells: Cells, baseline: Cells | None, split: str = "test") -> float | N
     return round(100 * (theirs - ours) / abs(theirs), 6) + 0.0  # not -1e-14
 
 
-def gains(compared: Mapping[str, Mapping[str, tuple[Cells, Cells]]], split: str = "test") -> str:
+def gains(results: store.Store, compared: Mapping[str, Mapping[str, tuple[Cells, Cells]]], split: str = "test") -> str:
     """A table of each row's `gain` on every workload, and its worst.
 
     Args:
+      results: where the cells are.
       compared: `{row: {workload: (cells, cells of the baseline)}}`.
       split: the one whose metric counts.
     """
@@ -218,7 +279,8 @@ def gains(compared: Mapping[str, Mapping[str, tuple[Cells, Cells]]], split: str 
     workloads = sorted({workload for entries in found.values() for workload in entries})
     note = "Per cent by which the mean metric is better (+) or worse (-); -∞ where a seed diverged or failed."
     lines = [[row, min(entries.values()), *(entries.get(w) for w in workloads)] for row, entries in found.items()]
-    return f"{note}\n\n{table(['', 'worst', *workloads], lines)}"
+    entries = (cell for pairs in compared.values() for cells, _ in pairs.values() for cell in cells)
+    return f"{note}\n\n{table_of(results, entries, ['', 'worst', *workloads], lines)}"
 
 
 def _cell(entry: Any) -> str:
@@ -245,7 +307,8 @@ def _all_runs(results: store.Store) -> str:
             + [mean_and_spread([cell["final"]["train_loss"] for cell in survivors(cells)])]
         )
     header = ["workload", "method", "batch size", "steps", "precision", "seeds", "metric"]
-    return table([*header, "validation", "test", "training loss"], sorted(rows, key=lambda row: row[:5]))
+    header += ["validation", "test", "training loss"]
+    return table_of(results, results.cells(), header, sorted(rows, key=lambda row: row[:5]))
 
 
 def _made_on(results: store.Store) -> list[str]:

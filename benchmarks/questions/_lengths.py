@@ -6,7 +6,7 @@ do not show it. The baseline is the base optimizer at a constant rate and with a
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,22 +44,28 @@ def run(study: Study) -> None:
             study.train(workload, [*METHODS, *tuned], num_steps=num_steps)
 
 
-def section(results: store.Store) -> str | None:
-    """The trend of the gain with the length, gains and test metrics, of workloads with more than one length."""
+def gains_of(results: store.Store) -> dict[str, dict[str, dict[float, float]]]:
+    """The gain of each method at each length, `{method: {workload: {factor: gain}}}`, with more than one length."""
     gains: dict[str, dict[str, dict[float, float]]] = {method: {} for method in METHODS}
-    metrics = []
-    for workload in results.workloads():
-        lengths = {factor: found for factor in FACTORS if (found := _at(results, workload, factor))}
-        if len(lengths) < 2:
-            continue
+    for workload, lengths in _at_all_lengths(results).items():
         for factor, (rows, rivals) in lengths.items():
             for method in METHODS:
                 if method in rows and (gain := pages.gain(rows[method], rows.get(rivals[method]))) is not None:
                     gains[method].setdefault(workload, {})[factor] = gain
+    return gains
+
+
+def section(results: store.Store) -> str | None:
+    """The trend of the gain with the length, gains and test metrics, of workloads with more than one length."""
+    gains = gains_of(results)
+    metrics: list[list[str]] = []
+    entries = []
+    for workload, lengths in _at_all_lengths(results).items():
         names = dict.fromkeys(name for rows, _ in lengths.values() for name in rows)
         for name in names:
             cells = {factor: rows[name] for factor, (rows, _) in lengths.items() if name in rows}
             metrics.append([workload, name, *_test_metrics(cells)])
+            entries += [cell for group in cells.values() for cell in group]
     if not metrics:
         return None
     lengths_header = [f"{factor:g} x" for factor in FACTORS]
@@ -74,10 +80,10 @@ def section(results: store.Store) -> str | None:
             "rate and a linear decay, `gen` beside the constant rate, all tuned again at each length. The slope is "
             "that of the gain in per cent against log10 of the length, by least squares with an intercept for every "
             "workload: what ten times the steps add to the gain.",
-            _trends(gains),
+            pages.table_of(results, entries, _TREND, _trends(gains)),
             "Per cent by which the mean metric is better (+) or worse (-); -∞ where a seed diverged or failed.",
-            pages.table(["", "workload", *lengths_header], by_length),
-            pages.table(["workload", "method", "test metric", *lengths_header], metrics),
+            pages.table_of(results, entries, ["", "workload", *lengths_header], by_length),
+            pages.table_of(results, entries, ["workload", "method", "test metric", *lengths_header], metrics),
         ]
     )
 
@@ -112,9 +118,11 @@ def _centred(values: np.ndarray) -> np.ndarray:
     return values - values.mean()
 
 
-def _trends(gains: Mapping[str, Mapping[str, Mapping[float, float]]]) -> str:
-    header = ["", "slope per tenfold length", "standard error", "workloads", "gains in the fit", "failed, left out"]
-    return pages.table(header, [[method, *trend(of_workloads)] for method, of_workloads in gains.items()])
+_TREND = ["", "slope per tenfold length", "standard error", "workloads", "gains in the fit", "failed, left out"]
+
+
+def _trends(gains: Mapping[str, Mapping[str, Mapping[float, float]]]) -> list[list[Any]]:
+    return [[method, *trend(of_workloads)] for method, of_workloads in gains.items()]
 
 
 def _test_metrics(cells_at: Mapping[float, pages.Cells]) -> list[str]:
@@ -127,6 +135,15 @@ def _test_metrics(cells_at: Mapping[float, pages.Cells]) -> list[str]:
         text = pages.mean_and_spread([cell["final"]["test"][metric] for cell in alive])
         entries.append(text if len(alive) == len(cells) else f"{text} ({pages.outcome(cells)})")
     return entries
+
+
+def _at_all_lengths(results):
+    found = {}
+    for workload in results.workloads():
+        lengths = {factor: seen for factor in FACTORS if (seen := _at(results, workload, factor))}
+        if len(lengths) > 1:
+            found[workload] = lengths
+    return found
 
 
 def _at(results, workload, factor):

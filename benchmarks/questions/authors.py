@@ -119,7 +119,7 @@ def report(results: store.Store) -> str | None:
         )
     header = ["case", "largest relative difference", "first above 1 %, step", "last rate, gen-optim", "last rate, ours"]
     about = f"{_BATCH} examples a batch, a probe every 4 steps, from a rate of {_RATE}."
-    return f"{about}\n\n![traces]({_draw(results, rows)})\n\n" + pages.table([*header, "why"], lines)
+    return f"{about}\n\n![traces]({_draw(results, rows)})\n\n" + pages.table_of(results, rows, [*header, "why"], lines)
 
 
 def compare(case: Case, steps: int, seed: int) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def steps(workload: Workload, batch_size: int) -> int:
 
 def report(results: store.Store) -> str | None:
     """Test metric by batch size."""
-    parts = []
+    found = {}
     for workload in results.workloads():
         cells = [cell for cell in results.cells(workload) if runner.is_reported(cell["key"]["seed"])]
         by_setting = pages.grouped(cells, lambda cell: tune.setting_name(cell["key"]))
@@ -49,11 +49,14 @@ def report(results: store.Store) -> str | None:
                     label: seen[method] for method, label in names.items() if method in seen
                 }
         if len(by_size) > 1:
-            parts.append(_section(results, workload, dict(sorted(by_size.items()))))
-    return "\n\n".join(parts) or None
+            found[workload] = dict(sorted(by_size.items()))
+    if not found:
+        return None
+    sections = [f"## {workload}\n\n{_table(results, by_size)}" for workload, by_size in found.items()]
+    return "\n\n".join([f"![batch size]({_draw(results, found)})", *sections])
 
 
-def _section(results, workload, by_size):
+def _table(results, by_size):
     lines = []
     for size, rows in by_size.items():
         for name, cells in rows.items():
@@ -71,20 +74,23 @@ def _section(results, workload, by_size):
                     pages.outcome(cells),
                 ]
             )
-    picture = _draw(results, workload, by_size)
+    entries = [cell for rows in by_size.values() for cells in rows.values() for cell in cells]
     header = ["batch size", "steps", "method", f"test {metric}", "test loss", "highest learning rate", "seeds"]
-    return f"## {workload}\n\n![{workload}]({picture})\n\n" + pages.table(header, lines)
+    return pages.table_of(results, entries, header, lines)
 
 
-def _draw(results, workload, by_size):
-    path = results.root / f"batch_size_{workload}.png"
-    with pages.picture(path) as axes:
-        axis = axes[0, 0]
-        for index, name in enumerate((_BASELINE, *METHODS)):
-            points = [(size, pages.mean_result(rows[name], "loss")) for size, rows in by_size.items() if name in rows]
-            points = [(size, loss) for size, loss in points if np.isfinite(loss)]
-            axis.plot(*np.reshape(points, (-1, 2)).T, marker="o", label=name, **pages.style(index))
-        axis.set_xscale("log", base=2)
-        axis.set(xlabel="batch size, examples", ylabel="test loss", title=workload)
-        axis.legend(frameon=False, fontsize=8)
+def _draw(results, found):
+    path = results.root / "batch_size.png"
+    with pages.picture(path, len(found)) as axes:
+        for axis, (workload, by_size) in zip(axes.flat, found.items(), strict=True):
+            for index, name in enumerate((_BASELINE, *METHODS)):
+                points = [
+                    (size, pages.mean_result(rows[name], "loss")) for size, rows in by_size.items() if name in rows
+                ]
+                points = [(size, loss) for size, loss in points if np.isfinite(loss)]
+                if points:
+                    axis.plot(*np.transpose(points), marker="o", label=name, **pages.style(index))
+            axis.set_xscale("log", base=2)
+            axis.set(xlabel="batch size, examples", ylabel="test loss", title=workload)
+            axis.legend(frameon=False, fontsize=8)
     return path.name

@@ -73,9 +73,11 @@ def report(results: store.Store) -> str | None:
     parts = [
         *([f"![breakdown]({_draw(results, drawn)})"] if drawn else []),
         "The error is the median of |real - predicted| / |predicted|; the last three columns are shares of the steps.",
-        pages.table(header, lines),
+        pages.table_of(results, rows, header, lines),
         "## What became of the probes, as shares",
-        pages.table(["workload", "method", "probes", *(name.replace("_", " ") for name in _STATUSES)], statuses),
+        pages.table_of(
+            results, rows, ["workload", "method", "probes", *(name.replace("_", " ") for name in _STATUSES)], statuses
+        ),
     ]
     return "\n\n".join(parts)
 

@@ -102,26 +102,40 @@ def report(results: store.Store) -> str | None:
                 if cells:
                     compared.setdefault(f"{name}: `{method}`", {})[workload] = cells, beside
         if compared:
-            parts.append(f"## {kind.capitalize()}\n\n{pages.gains(compared, 'validation')}")
+            parts.append(f"## {kind.capitalize()}\n\n{pages.gains(results, compared, 'validation')}")
     parts += filter(None, (_under_stress(results, batch_size) for batch_size in _STRESS_BATCH_SIZES))
     return "\n\n".join(parts) if parts else None
 
 
-def _under_stress(results: store.Store, batch_size: int) -> str | None:
+def lost_under_stress(results: store.Store, batch_size: int) -> dict[str, tuple[int, int]]:
+    """How many runs of each method are lost under stress, and of how many."""
+    values = _validation_metrics(_stressed(results, batch_size))
+    best = max((np.median(entries) for entries in values.values()), default=0)
+    return {method: (sum(v < _LOST * best for v in entries), len(entries)) for method, entries in values.items()}
+
+
+def _stressed(results, batch_size):
     def counts(cell):
         return cell["key"]["batch_size"] == batch_size and cell["key"]["seed"] in _STRESS_SEEDS
 
-    seen = pages.grouped(filter(counts, results.cells(STRESS)), lambda cell: cell["key"]["method"])
-    values = {
+    return pages.grouped(filter(counts, results.cells(STRESS)), lambda cell: cell["key"]["method"])
+
+
+def _validation_metrics(seen):
+    return {
         method: [0 if cell["diverged"] else cell["final"]["validation"][cell["workload"]["metric"]] for cell in cells]
         for method, cells in seen.items()
     }
-    best = max((np.median(entries) for entries in values.values()), default=0)
+
+
+def _under_stress(results: store.Store, batch_size: int) -> str | None:
+    seen = _stressed(results, batch_size)
+    values, lost_of = _validation_metrics(seen), lost_under_stress(results, batch_size)
     lines = []
     for kind, variants in VARIANTS.items():
         for name, method in variants.items():
             if entries := values.get(method):
-                lost = f"{sum(value < _LOST * best for value in entries)} of {len(entries)}"
+                lost = "{} of {}".format(*lost_of[method])
                 numbers = (float(f(entries)) for f in (np.median, np.mean, min))
                 lines.append([kind, f"{name}: `{method}`", *numbers, lost])
     if not lines:
@@ -130,8 +144,9 @@ def _under_stress(results: store.Store, batch_size: int) -> str | None:
         f"{STRESS}, {batch_size} examples a step, seeds {_STRESS_SEEDS[0]} to {_STRESS_SEEDS[-1]}, validation "
         f"metric. A run is lost that ends below {_LOST} of the best median; one that diverged counts as 0."
     )
-    heading = ["", "variant", "median", "mean", "least", "lost"]
-    return f"## Under stress, {batch_size} examples a step\n\n{note}\n\n{pages.table(heading, lines)}"
+    entries = [cell for variants in VARIANTS.values() for method in variants.values() for cell in seen.get(method, [])]
+    table = pages.table_of(results, entries, ["", "variant", "median", "mean", "least", "lost"], lines)
+    return f"## Under stress, {batch_size} examples a step\n\n{note}\n\n{table}"
 
 
 def _train(study, workload, specs, seeds, **settings):

@@ -97,14 +97,16 @@ def report(results: store.Store) -> str | None:
             for line in _lines(row)
         ]
         parts.append(f"![overhead]({_draw(results, perceptrons)})")
-        parts.append("## Perceptrons, batch 64\n\n" + pages.table(["parameters", "Φ", *columns], lines))
+        parts.append(
+            "## Perceptrons, batch 64\n\n" + pages.table_of(results, perceptrons, ["parameters", "Φ", *columns], lines)
+        )
     if workloads:
         lines = [
             [
                 row["key"]["workload"],
                 f"{row['num_parameters']:.2g}",
                 *line,
-                _with_search(row) if line[0] == _DEFAULT else "-",
+                with_search(row) if line[0] == _DEFAULT else "-",
                 row.get("base_compile_seconds"),
                 row["probes"][line[0]].get("compile_ratio"),
             ]
@@ -117,7 +119,7 @@ def report(results: store.Store) -> str | None:
             "and S measured here and the length of the workload's run."
         )
         columns += ["time / base, with the search", "compilation of the base step, s", "compilation / base"]
-        table = pages.table(["workload", "parameters", *columns], lines)
+        table = pages.table_of(results, workloads, ["workload", "parameters", *columns], lines)
         parts.append(f"## Workloads of the suite, Φ = {_EVERY}\n\n{about}\n\n{table}")
     return "\n\n".join(parts)
 
@@ -341,7 +343,7 @@ def _lines(row):
     ]
 
 
-def _with_search(row):
+def with_search(row):
     passes = _FIRST_RATES + PROBES[_DEFAULT][1] * _FIRST_PROBES
     return row["probes"][_DEFAULT]["ratio"] + passes * row["forward_seconds"] / row["base_seconds"] / row["num_steps"]
 

@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 
 import gen_optax
 from benchmarks import report as pages
-from benchmarks import store
+from benchmarks import rule, store
 from benchmarks.questions import Study
 from gen_optax import ProbeStatus
 
@@ -62,7 +62,9 @@ def run(study: Study) -> None:
 def report(results: store.Store) -> str | None:
     """Both tables."""
     rows = results.note(_NOTE)
-    return None if rows is None else "\n\n".join(tables(rows[-1]))
+    if rows is None:
+        return None
+    return "\n\n".join(f"{table}\n\n{rule.describe(results, rows[-1:])}" for table in tables(rows[-1]))
 
 
 @functools.cache

@@ -17,11 +17,11 @@ from benchmarks.questions import Study, _lengths
 
 Rows = dict[str, list[dict[str, Any]]]  # the cells of the reported seeds by the name of the method
 
-_TUNED = "tuned baseline"
+TUNED = "tuned baseline"
 _SCHEDULES = {name: f"{name.replace('_', ', ')} baseline" for name in methods.SCHEDULES}
 # The columns of the summary.
 _IN_SHORT = {
-    "tuned rate and schedule": _TUNED,
+    "tuned rate and schedule": TUNED,
     "**GeN, `num_steps` given**": "gen_horizon",
     "tuned constant rate": _SCHEDULES["constant"],
     "**GeN, open end**": "gen",
@@ -47,20 +47,26 @@ def report(results: store.Store) -> str | None:
     groups = groups_of(results)
     if not groups:
         return None
-    compared: dict[str, dict[str, Any]] = {}
-    for workload, rows in groups.items():
-        for name in rows if _TUNED in rows else ():
-            compared.setdefault(name, {})[workload] = rows[name], rows[_TUNED]
+    compared = beside_the_tuned(groups)
     parts = [
-        f"## In short\n\n{summary(groups)}",
-        f"## Beside the tuned baseline\n\n{pages.gains(compared)}",
-        _ranking(groups),
-        _profiles(groups, results),
+        f"## In short\n\n{summary(results, groups)}",
+        f"## Beside the tuned baseline\n\n{pages.gains(results, compared)}",
+        _ranking(results, comparable(groups)),
+        _profiles(results, comparable(groups)),
     ]
     if (lengths := _lengths.section(results)) is not None:
         parts.append(f"## In shorter and longer runs\n\n{lengths}")
-    parts += [f"## {workload}\n\n{_table(rows)}" for workload, rows in groups.items()]
+    parts += [f"## {workload}\n\n{_table(results, rows)}" for workload, rows in groups.items()]
     return "\n\n".join(parts)
+
+
+def beside_the_tuned(groups: dict[str, Rows]) -> dict[str, dict[str, tuple[list[Any], list[Any]]]]:
+    """The cells of each row on each workload, and those of the tuned baseline there."""
+    compared: dict[str, dict[str, Any]] = {name: {} for name in (TUNED, *_SCHEDULES.values(), *methods.QUALITY)}
+    for workload, rows in groups.items():
+        for name in rows if TUNED in rows else ():
+            compared[name][workload] = rows[name], rows[TUNED]
+    return compared
 
 
 def groups_of(results: store.Store) -> dict[str, Rows]:
@@ -68,14 +74,21 @@ def groups_of(results: store.Store) -> dict[str, Rows]:
     return {workload: rows for workload in results.workloads() if (rows := _rows(results, workload))}
 
 
-def summary(groups: dict[str, Rows]) -> str:
-    """The table of the README: a line per workload, the methods that a reader asks for first."""
-    lines = []
+def summary(results: store.Store, groups: dict[str, Rows]) -> str:
+    """The table of the README: a line per workload on which GeN was trained, and the first methods to compare."""
+    lines, entries, missing = [], [], []
     for workload, rows in groups.items():
+        if not {"gen", "gen_horizon"} & rows.keys():
+            missing.append(f"`{workload}`")
+            continue
+        entries += [cell for method in _IN_SHORT.values() for cell in rows.get(method, [])]
         example = next(iter(rows.values()))[0]["workload"]
         name = f"{workload}, {example['metric']} {'↑' if example['higher_is_better'] else '↓'}"
         lines.append([name, *(_test_metric(rows.get(method, [])) for method in _IN_SHORT.values())])
-    return pages.table(["", *_IN_SHORT], lines)
+    parts = [pages.table_of(results, entries, ["", *_IN_SHORT], lines)]
+    if missing:
+        parts.append(f"Not trained by today's rule yet, and left out: {', '.join(missing)}.")
+    return "\n\n".join(parts)
 
 
 def _test_metric(cells: list[dict[str, Any]]) -> str:
@@ -92,13 +105,13 @@ def _rows(results: store.Store, workload: str) -> Rows:
         choice = tune.choice(results, workload, tune.setting_name(key))
         if choice is not None:
             by_schedule = [(_SCHEDULES[name], entry["method"]) for name, entry in choice["schedules"].items()]
-            names = [(_TUNED, choice["best"]), *by_schedule, *names]
+            names = [(TUNED, choice["best"]), *by_schedule, *names]
     return {name: by_method[method] for name, method in names if method in by_method}
 
 
 def _target(rows: Rows) -> float:
     """The tuned baseline's final training loss, which the others have to reach."""
-    losses = [cell["final"]["train_loss"] for cell in pages.survivors(rows.get(_TUNED, []))]
+    losses = [cell["final"]["train_loss"] for cell in pages.survivors(rows.get(TUNED, []))]
     return float(np.mean(losses)) if losses else math.nan
 
 
@@ -107,24 +120,36 @@ def _steps(cells: list[dict[str, Any]], target: float) -> float:
     return float(np.mean([math.inf if cell["diverged"] else steps_to(cell, target) for cell in cells]))
 
 
-def _ranking(groups: dict[str, Rows]) -> str:
-    """On workloads with all methods: a rank among few is none among many."""
+def comparable(groups: dict[str, Rows]) -> dict[str, Rows]:
+    """The workloads with all methods: a rank among few is none among many."""
     most = max(len(_compared(rows)) for rows in groups.values())
-    groups = {workload: rows for workload, rows in groups.items() if len(_compared(rows)) == most}
+    return {workload: rows for workload, rows in groups.items() if len(_compared(rows)) == most}
+
+
+def ranked(groups: dict[str, Rows]) -> dict[str, dict[str, float]]:
+    """The ranks of each method by the test metric, `{method: {workload: rank}}`, the best mean first."""
     scores: dict[str, dict[str, float]] = {}
     for workload, rows in groups.items():
         for name, cells in _compared(rows).items():
             scores.setdefault(name, {})[workload] = pages.mean_result(cells, cells[0]["workload"]["metric"])
-    ranked = pages.ranks(scores)
-    order = sorted(ranked, key=lambda name: np.mean(list(ranked[name].values())))
+    ranks = pages.ranks(scores)
+    return dict(sorted(ranks.items(), key=lambda entry: np.mean(list(entry[1].values()))))
+
+
+def _ranking(results: store.Store, groups: dict[str, Rows]) -> str:
     lines = [
-        [name, float(np.mean(list(ranked[name].values()))), *(ranked[name].get(workload) for workload in groups)]
-        for name in order
+        [name, float(np.mean(list(entries.values()))), *(entries.get(workload) for workload in groups)]
+        for name, entries in ranked(groups).items()
     ]
-    return "## Ranks by the test metric\n\n" + pages.table(["method", "mean rank", *groups], lines)
+    table = pages.table_of(results, _cells(groups), ["method", "mean rank", *groups], lines)
+    return f"## Ranks by the test metric\n\n{table}"
 
 
-def _profiles(groups: dict[str, Rows], results: store.Store) -> str:
+def _cells(groups: dict[str, Rows]) -> list[dict[str, Any]]:
+    return [cell for rows in groups.values() for cells in rows.values() for cell in cells]
+
+
+def _profiles(results: store.Store, groups: dict[str, Rows]) -> str:
     losses: dict[str, dict[str, float]] = {}
     steps: dict[str, dict[str, float]] = {}
     for workload, rows in groups.items():
@@ -133,34 +158,48 @@ def _profiles(groups: dict[str, Rows], results: store.Store) -> str:
             losses.setdefault(name, {})[workload] = max(pages.mean_result(cells, "loss"), _LEAST_LOSS)
             if not math.isnan(target):
                 steps.setdefault(name, {})[workload] = _steps(cells, target)
-    parts = []
-    kinds = (
-        ("loss", losses, "final test loss", 1.5),
-        ("steps", steps, "steps to the tuned baseline's final training loss", 4.0),
-    )
-    for kind, costs, what, end in kinds:
-        taus = np.linspace(1, end, 101)
-        profile = pages.performance_profile(costs, taus)
-        if not profile:
-            continue
-        order = sorted(profile, key=lambda name: -np.mean(profile[name]))
-        path = results.root / f"quality_profile_{kind}.png"
-        with pages.picture(path, columns=1, rows=1) as axes:
-            axis = axes[0, 0]
-            axis.figure.set_size_inches(9, 5.5)
-            for index, name in enumerate(order):
-                width = 2.5 if name.startswith("gen") or name == _TUNED else 1.2
-                axis.step(taus, profile[name], where="post", label=name, lw=width, **pages.style(index))
-            axis.set(xlabel=f"τ: factor on the least {what}", ylabel="share of workloads", ylim=(-0.02, 1.02))
-            axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-        shown = [int(np.argmin(abs(taus - tau))) for tau in np.linspace(1, end, 5)]
-        header = ["method", *(f"τ = {taus[i]:.3g}" for i in shown)]
-        lines = [[name, *(profile[name][i] for i in shown)] for name in order]
-        parts.append(
-            f"## Share of workloads within a factor τ of the least {what}\n\n![profile]({path.name})\n\n"
-            + pages.table(header, lines)
+    kinds = [
+        (costs, what, np.linspace(1, end, 101))
+        for costs, what, end in (
+            (losses, "final test loss", 1.5),
+            (steps, "steps to the tuned baseline's final training loss", 4.0),
         )
+        if pages.performance_profile(costs, [1.0])
+    ]
+    if not kinds:
+        return ""
+    parts = [f"## Performance profiles\n\n![profiles]({_draw(results, kinds)})"]
+    for costs, what, taus in kinds:
+        profile = pages.performance_profile(costs, taus)
+        shown = [int(np.argmin(abs(taus - tau))) for tau in np.linspace(1, taus[-1], 5)]
+        header = ["method", *(f"τ = {taus[i]:.3g}" for i in shown)]
+        lines = [[name, *(profile[name][i] for i in shown)] for name in _by_area(profile)]
+        table = pages.table_of(results, _cells(groups), header, lines)
+        parts.append(f"Share of workloads within a factor τ of the least {what}:\n\n{table}")
     return "\n\n".join(parts)
+
+
+def _by_area(profile: dict[str, list[float]]) -> list[str]:
+    return sorted(profile, key=lambda name: -np.mean(profile[name]))
+
+
+def _draw(results: store.Store, kinds: list[tuple[dict[str, dict[str, float]], str, np.ndarray]]) -> str:
+    """The profiles beside each other, a method of one colour and dash in both."""
+    path = results.root / "quality_profiles.png"
+    styles: dict[str, dict[str, Any]] = {}
+    with pages.picture(path, len(kinds)) as axes:
+        axes[0, 0].figure.set_size_inches(2 + 5 * len(kinds), 5.5)
+        for axis, (costs, what, taus) in zip(axes.flat, kinds, strict=True):
+            profile = pages.performance_profile(costs, taus)
+            for name in _by_area(profile):
+                style = styles.setdefault(name, pages.style(len(styles)))
+                width = 2.5 if name.startswith("gen") or name == TUNED else 1.2
+                axis.step(taus, profile[name], where="post", label=name, lw=width, **style)
+            axis.set(xlabel=f"τ: factor on the least\n{what}", ylabel="share of workloads", ylim=(-0.02, 1.02))
+        axes[0, 0].figure.legend(
+            *axes[0, 0].get_legend_handles_labels(), loc="outside right", fontsize=7, frameon=False
+        )
+    return path.name
 
 
 def _compared(rows: Rows) -> Rows:
@@ -168,7 +207,7 @@ def _compared(rows: Rows) -> Rows:
     return {name: cells for name, cells in rows.items() if name not in _SCHEDULES.values()}
 
 
-def _table(rows: Rows) -> str:
+def _table(results: store.Store, rows: Rows) -> str:
     target = _target(rows)
     lines = []
     for name, cells in rows.items():
@@ -199,7 +238,7 @@ def _table(rows: Rows) -> str:
         f"{key['num_steps']} steps of {key['batch_size']} examples; the target is a training loss of "
         f"{pages.number(target, 4)}. Mean ± standard deviation over the seeds that did not fail."
     )
-    return f"{note}\n\n{pages.table(header, lines)}"
+    return f"{note}\n\n{pages.table_of(results, _cells({'': rows}), header, lines)}"
 
 
 def steps_to(cell: dict[str, Any], target: float) -> float:

@@ -18,7 +18,7 @@ METHODS = ("gen_horizon", "gen")
 PRECISIONS = ("float32", "mixed", "bfloat16")
 _FACTORS = (0.25, 1, 4)  # of the workload's own batch size
 _TRAINED, _KEPT_UP = 0.5, 1.2
-_SCHEDULE, _CONSTANT = "constant", "the best constant rate"
+_SCHEDULE, CONSTANT = "constant", "the best constant rate"
 _LEAST_DRAWN = 1e-9  # of the first loss; a loss may end at exactly 0
 
 
@@ -35,23 +35,38 @@ def run(study: Study) -> None:
                     study.train(workload, [choice["best"]], **settings)
 
 
-def report(results: store.Store) -> str | None:
-    """How many combinations train and keep up, and a line per combination."""
+def counts(results: store.Store) -> dict[str, tuple[str, str, str]]:
+    """In how many combinations all seeds of a method train, all keep up, and their mean does: each "so many of all"."""
+    found = {family: [] for family in (*METHODS, CONSTANT)}
+    for by_family in _groups(results).values():
+        constants = _constants(results, next(iter(by_family.values())))
+        constant = _mean_loss(constants)
+        if constants:
+            found[CONSTANT].append((constants, constant))
+        for family, group in by_family.items():
+            found[family].append((group, constant))
+    return {family: _counts(entries) for family, entries in found.items() if entries}
+
+
+def _groups(results):
+    """`{combination: {method: cells}}`."""
     groups = {}
     for family in METHODS:
         cells = [cell for cell in results.cells(family=family) if _is_asked(cell)]
         for combination, group in pages.grouped(cells, _combination).items():
             groups.setdefault(combination, {})[family] = group
+    return dict(sorted(groups.items()))
+
+
+def report(results: store.Store) -> str | None:
+    """How many combinations train and keep up, and a line per combination."""
+    groups = _groups(results)
     if not groups:
         return None
-    lines, ratios, found = [], {}, {family: [] for family in (*METHODS, _CONSTANT)}
-    for combination, by_family in sorted(groups.items()):
-        constants = _constants(results, next(iter(by_family.values())))
-        constant = _mean_loss(constants)
-        if constants:
-            found[_CONSTANT].append((constants, constant))
+    lines, ratios = [], {}
+    for combination, by_family in groups.items():
+        constant = _mean_loss(_constants(results, next(iter(by_family.values()))))
         for family, group in by_family.items():
-            found[family].append((group, constant))
             if constant is not None and (own := _mean_loss(group)) is not None:
                 ratios.setdefault(combination[1], {}).setdefault(family, []).append(own / constant)
             alive = pages.survivors(group)
@@ -74,25 +89,31 @@ def report(results: store.Store) -> str | None:
                     pages.outcome(group),
                 ]
             )
-    summary = [[family, *_counts(entries)] for family, entries in found.items() if entries]
+    summary = [[family, *entries] for family, entries in counts(results).items()]
     by_base = [
         [base, *(float(np.median(seen[family])) if family in seen else None for family in METHODS)]
         for base, seen in ratios.items()
     ]
     header = ["workload", "base", "batch size", "precision", "method", "trains", "test metric", "test loss"]
     header += ["... of the best constant rate", "keeps up", "instability", "share abstained", "seeds"]
+    cells = [cell for by_family in groups.values() for group in by_family.values() for cell in group]
     explained = (
         f"A run trains if its training loss ends below {_TRAINED} of its first, and keeps up if its test loss ends "
         f"below {_KEPT_UP} times the mean of the best constant rate's, whose own seeds are counted alike."
     )
     parts = [
         explained,
-        pages.table(["combinations in which", "all seeds train", "all seeds keep up", "their mean does"], summary),
+        pages.table_of(
+            results,
+            cells,
+            ["combinations in which", "all seeds train", "all seeds keep up", "their mean does"],
+            summary,
+        ),
         "Test loss over that of the best constant rate, means of the seeds that reached the end; the median over batch "
         "sizes and precisions:",
-        pages.table(["base", *METHODS], by_base),
+        pages.table_of(results, cells, ["base", *METHODS], by_base),
         f"![robustness]({_draw(results, groups)})",
-        pages.table(header, lines),
+        pages.table_of(results, cells, header, lines),
     ]
     return "\n\n".join(parts)
 

@@ -86,7 +86,7 @@ def report(results: store.Store) -> str | None:
         f"{about['parameters']:,} parameters, {about['tokens']:,} tokens a step, AdamW in float32; all numbers per "
         "device. Bytes of a collective are those of its result."
     )
-    return f"{text}\n\n![scale]({_draw(results, rows, base)})\n\n{pages.table(header, lines)}"
+    return f"{text}\n\n![scale]({_draw(results, rows, base)})\n\n{pages.table_of(results, rows, header, lines)}"
 
 
 def compile_step(devices: int, probe: str, tiny: bool) -> dict[str, Any]:

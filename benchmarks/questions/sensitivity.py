@@ -63,11 +63,12 @@ def report(results: store.Store) -> str | None:
         return None
     parts = [f"![sensitivity]({_draw(results, factors, workloads)})"]
     for factor, values in factors.items():
-        lines = []
+        lines, entries = [], []
         for value in values:
             method = plan()[factor][value]
             for workload, seen in workloads.items():
                 if cells := seen.get(method):
+                    entries += cells
                     alive = pages.survivors(cells)
                     metric = cells[0]["workload"]["metric"]
                     lines.append(
@@ -81,7 +82,7 @@ def report(results: store.Store) -> str | None:
                         ]
                     )
         header = ["value", "workload", "metric", "test metric", "test loss", "seeds"]
-        parts.append(f"## {factor.capitalize()}\n\n{pages.table(header, lines)}")
+        parts.append(f"## {factor.capitalize()}\n\n{pages.table_of(results, entries, header, lines)}")
     return "\n\n".join(parts)
 
 

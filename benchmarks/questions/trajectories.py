@@ -51,7 +51,7 @@ def report(results: store.Store) -> str | None:
         for row in rows
     ]
     header = ["function", "method", "steps", "loss at the end", "first step below 1e-3", "end"]
-    return f"![trajectories]({_draw(results, rows)})\n\n{pages.table(header, lines)}"
+    return f"![trajectories]({_draw(results, rows)})\n\n{pages.table_of(results, rows, header, lines)}"
 
 
 def follow(key, workload):

@@ -243,7 +243,7 @@ def test_overhead_counts_memory(study):
     assert row["num_parameters"] == sum(p.size for p in jax.tree.leaves(study.load("toy").init(jax.random.key(0))[0]))
     # The search is paid for once in a run.
     seen, forward = row["probes"]["retrospective"]["ratio"], row["forward_seconds"] / row["base_seconds"]
-    assert overhead._with_search(row) == pytest.approx(seen + (23 + 2 * 50 * 15 / 16) * forward / row["num_steps"])
+    assert overhead.with_search(row) == pytest.approx(seen + (23 + 2 * 50 * 15 / 16) * forward / row["num_steps"])
     # Compilation is beside that of the base step, in the same run.
     assert {row["key"]["workload"] for row in rows if "workload" in row["key"]} == {"toy", "nnx_cnn"}
     assert row["base_compile_seconds"] > 0

@@ -1,0 +1,255 @@
+"""What the documents say of the results: each number in them, and how to compute it.
+
+A claim is a sentence with gaps for its numbers, or a table between two marks. `benchmarks.check` compares each with its
+file. Whoever writes a number of a result into a document adds a claim here; `python -m benchmarks check --write` puts
+the numbers in.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks import report as pages
+from benchmarks import store
+from benchmarks.questions import _lengths, defaults, overhead, precision, quality, robustness
+
+Numbers = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence, or a part of one, with `{gaps}`.
+
+    Attributes:
+      file: where it stands, once the results are there; before that it must not.
+      text: the words, however the lines are broken.
+      numbers: what is in the gaps by the results of today's rule; None where some of them are missing.
+      command: measures anew what the numbers rest on.
+    """
+
+    file: str
+    text: str
+    numbers: Callable[[store.Store], Numbers | None]
+    command: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """What stands between `<!-- begin NAME -->` and `<!-- end NAME -->`, to the letter.
+
+    Attributes:
+      file: where it stands.
+      name: in the marks.
+      content: by the results of today's rule.
+      command: measures it anew.
+    """
+
+    file: str
+    name: str
+    content: Callable[[store.Store], str]
+    command: str
+
+
+def _summary(results: store.Store) -> str:
+    groups = quality.groups_of(results)
+    return quality.summary(results, groups) if groups else "No workload has been trained by today's rule yet."
+
+
+def _precision(which: int) -> Callable[[store.Store], str]:
+    def content(results: store.Store) -> str:
+        rows = results.note("precision")
+        return "Not measured by today's rule yet." if rows is None else precision.tables(rows[-1])[which]
+
+    return content
+
+
+_LEVEL = -0.1
+"""A mean metric is level with another if it is not worse by more per cent than this."""
+
+
+def _gains(results: store.Store) -> dict[str, dict[str, float]]:
+    """Per cent beside the tuned baseline by workload, with a horizon and with an open end, where both are known."""
+    compared = quality.beside_the_tuned(quality.groups_of(results))
+    found = {
+        method: {
+            workload: gain
+            for workload, (cells, baseline) in compared[method].items()
+            if (gain := pages.gain(cells, baseline)) is not None
+        }
+        for method in ("gen_horizon", "gen")
+    }
+    common = [workload for workload in found["gen_horizon"] if workload in found["gen"]]
+    return {method: {workload: gains[workload] for workload in common} for method, gains in found.items()}
+
+
+def _level(results: store.Store) -> Numbers | None:
+    gains = _gains(results)
+    if not gains["gen"]:
+        return None
+    level = {method: sum(gain >= _LEVEL for gain in entries.values()) for method, entries in gains.items()}
+    return {
+        "workloads": str(len(gains["gen"])),
+        "horizon": str(level["gen_horizon"]),
+        "open_end": str(level["gen"]),
+    }
+
+
+def _behind(results: store.Store) -> Numbers | None:
+    gains = _gains(results)
+    both = {workload: (gains["gen_horizon"][workload], gains["gen"][workload]) for workload in gains["gen"]}
+    behind = {workload: pair for workload, pair in both.items() if min(pair) < _LEVEL}
+    if not behind:
+        return None
+    ordered = sorted(behind, key=lambda workload: behind[workload][0])
+    return {"list": ", ".join("`{}` ({} and {})".format(w, *map(_percent, behind[w])) for w in reversed(ordered))}
+
+
+def _percent(gain: float) -> str:
+    """Two digits are as many as the spread over seeds bears."""
+    return pages.number(float(gain) if math.isinf(gain) else float(f"{gain:.2g}"), 3)
+
+
+def _ranks(results: store.Store) -> Numbers | None:
+    groups = quality.groups_of(results)
+    if not groups:
+        return None
+    ranked = quality.ranked(quality.comparable(groups))
+    names = {
+        "horizon": "gen_horizon",
+        "open_end": "gen",
+        "prodigy": "prodigy:schedule=cosine",
+        "tuned": quality.TUNED,
+    }
+    if not set(names.values()) <= set(ranked):
+        return None
+    means = {gap: f"{np.mean(list(ranked[name].values())):.1f}" for gap, name in names.items()}
+    return {**means, "methods": str(len(ranked)), "workloads": str(len(ranked["gen"]))}
+
+
+def _trend(results: store.Store) -> Numbers | None:
+    gains = _lengths.gains_of(results)
+    horizon, open_end = (_lengths.trend(gains[method]) for method in ("gen_horizon", "gen"))
+    numbers = (horizon.slope, horizon.standard_error, open_end.slope, open_end.standard_error)
+    if not all(map(math.isfinite, numbers)):
+        return None
+    factors = [factor for entries in gains["gen_horizon"].values() for factor in entries]
+    names = ("slope", "error", "open_slope", "open_error")
+    return {
+        **{
+            name: f"{number:+.0f}" if "slope" in name else f"{number:.0f}"
+            for name, number in zip(names, numbers, strict=True)
+        },
+        "workloads": str(horizon.workloads),
+        "least": f"{min(factors):g}",
+        "most": f"{max(factors):g}",
+    }
+
+
+def _stress(results: store.Store) -> Numbers | None:
+    found = {}
+    for size in (4, 8):
+        lost = defaults.lost_under_stress(results, size)
+        for method in ("gen_horizon", "gen"):
+            if method not in lost:
+                return None
+            found[f"{method}_{size}"] = "{} of {}".format(*lost[method])
+    return found
+
+
+def _overhead(results: store.Store) -> Numbers | None:
+    rows = {row["key"].get("workload"): row for row in results.note("overhead") or []}
+    names = ("gpt_sotu", "efficientnet_finetune", "minilm_full")
+    if not set(names) <= set(rows):
+        return None
+    seen = [rows[name]["probes"]["retrospective"] for name in names]
+    copies = [
+        (probe["memory_ratio"] - 1) * rows[name]["base_bytes"] / (4 * rows[name]["num_parameters"])
+        for name, probe in zip(names, seen, strict=True)
+    ]
+    return {
+        "sizes": _listed(f"{rows[name]['num_parameters'] / 1e6:.2g}" for name in names),
+        "times": _listed(f"{100 * (probe['ratio'] - 1):.0f}" for probe in seen),
+        "search": _listed(f"{100 * (overhead.with_search(rows[name]) - 1):.0f}" for name in names),
+        "least": f"{min(copies):.1f}",
+        "most": f"{max(copies):.1f}",
+    }
+
+
+def _robustness(results: store.Store) -> Numbers | None:
+    found = robustness.counts(results)
+    if not {*robustness.METHODS, robustness.CONSTANT} <= set(found):
+        return None
+    return {
+        "horizon": found["gen_horizon"][0],
+        "open_end": found["gen"][0],
+        "constant": found[robustness.CONSTANT][0],
+        "near": found["gen_horizon"][2],
+    }
+
+
+def _listed(entries) -> str:
+    *first, last = entries
+    return f"{', '.join(first)} and {last}"
+
+
+_QUALITY = "python -m benchmarks question quality"
+
+CLAIMS: tuple[Sentence | Block, ...] = (
+    Block("README.md", "quality", _summary, _QUALITY),
+    Sentence(
+        "README.md",
+        "On {horizon} of {workloads} workloads with a horizon, and on {open_end} with an open end, GeN is ahead of the "
+        "tuned schedule or at most 0.1 % behind.",
+        _level,
+        _QUALITY,
+    ),
+    Sentence(
+        "README.md",
+        "The others, with the gain in per cent with a horizon and with an open end, are {list}.",
+        _behind,
+        _QUALITY,
+    ),
+    Sentence(
+        "README.md",
+        "On the {workloads} workloads on which all {methods} methods were trained, the mean rank of GeN is {horizon} "
+        "with a horizon and {open_end} with an open end; that of Prodigy with a cosine decay is {prodigy}, and that of "
+        "the tuned schedule {tuned}.",
+        _ranks,
+        _QUALITY,
+    ),
+    Sentence(
+        "README.md",
+        "With runs of {least} to {most} times the length on {workloads} workloads, the baseline tuned again for each, "
+        "ten times the steps change the gain by {slope} ± {error} per cent with a horizon and by {open_slope} ± "
+        "{open_error} with an open end.",
+        _trend,
+        _QUALITY,
+    ),
+    Sentence(
+        "README.md",
+        "Of the runs with 4 examples a step {gen_horizon_4} are lost with a horizon and {gen_4} with an open end, of "
+        "those with 8 examples {gen_horizon_8} and {gen_8}.",
+        _stress,
+        "python -m benchmarks question defaults",
+    ),
+    Sentence(
+        "README.md",
+        "On workloads of {sizes} million parameters a step takes {times} % longer than that of the base optimizer, and "
+        "{search} % with the search for a rate in their short runs. It takes the memory of {least} to {most} copies of "
+        "the parameters.",
+        _overhead,
+        "python -m benchmarks question overhead",
+    ),
+    Sentence(
+        "README.md",
+        "All seeds train in {horizon} combinations with a horizon, and in {open_end} with an open end; with the best "
+        "constant rate of each, in {constant}. With a horizon the mean test loss is within 1.2 times that of the "
+        "constant rate in {near}.",
+        _robustness,
+        "python -m benchmarks question robustness",
+    ),
+    Block("docs/guides/precision.md", "points", _precision(0), "python -m benchmarks question precision"),
+    Block("docs/guides/precision.md", "runs", _precision(1), "python -m benchmarks question precision"),
+)
