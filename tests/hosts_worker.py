@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from processes import join, leave
 
 import gen_optax
 
@@ -30,14 +31,7 @@ def start():
 
 
 def main(process_id, num_processes, port):
-    if num_processes > 1:
-        jax.distributed.initialize(
-            f"127.0.0.1:{port}",
-            num_processes,
-            process_id,
-            initialization_timeout=60,
-            coordinator_bind_address=f"127.0.0.1:{port}",
-        )
+    join(process_id, num_processes, port)
     assert jax.device_count() == num_processes, "one device each"
     mesh = jax.make_mesh((num_processes,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     everywhere, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
@@ -64,8 +58,7 @@ def main(process_id, num_processes, port):
         statuses.append(int(metrics["status"]))
     flat = np.concatenate([np.asarray(x).ravel() for x in jax.tree.leaves(params)])
     print(json.dumps({"pid": os.getpid(), "rates": rates, "statuses": statuses, "params": flat.tolist()}), flush=True)
-    if num_processes > 1:
-        jax.distributed.shutdown()
+    leave(num_processes)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import types
 
 import jax
 import numpy as np
+import processes
 import pytest
 
 pytest.importorskip("grain")
@@ -59,23 +61,23 @@ def wait_for_steps(process, folder, number: int) -> None:
         time.sleep(0.05)
 
 
-def logged(folder) -> list[dict]:
-    path = folder / "metrics_0.jsonl"
+def logged(folder, process_id=0) -> list[dict]:
+    path = folder / f"metrics_{process_id}.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run in one go: what it logged and what it printed."""
+    """A run in one go: what it logged, what it printed, and its folder."""
     folder = tmp_path_factory.mktemp("whole")
     with running(folder, *HORIZON) as process:
         out = output(process)
-    return logged(folder), out
+    return logged(folder), out, folder
 
 
 def test_it_trains(whole):
-    log, _ = whole
+    log, _, _ = whole
     losses = [line["loss"] for line in log]
     assert [line["step"] for line in log] == [*range(1, NUM_STEPS + 1)]
     assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 1
@@ -83,7 +85,7 @@ def test_it_trains(whole):
 
 
 def test_it_says_what_it_found(whole):
-    log, out = whole
+    log, out, _ = whole
     rate = re.search(rf"step {NUM_STEPS}: learning rate (\S+), found with (\d+) probes", out)
     assert float(rate[1]) == pytest.approx(log[-1]["learning_rate"], rel=1e-2)
     assert int(rate[2]) == log[-1]["num_probes"] > 0
@@ -103,6 +105,19 @@ def test_a_killed_run_goes_on_to_the_bit(whole, tmp_path):
     assert log[before:] == whole[0][log[before]["step"] - 1 :]
     assert log[:before] == whole[0][:before]
     assert out == whole[1]
+
+
+@pytest.mark.slow
+def test_two_hosts_go_on_from_one(whole, tmp_path):
+    log, _, saved = whole
+    folder = shutil.copytree(saved, tmp_path / "copy", ignore=shutil.ignore_patterns("metrics_*", str(NUM_STEPS)))
+    processes.start("examples_worker.py", 2, SCRIPT, folder, *TINY, *HORIZON, devices=4)
+    first, second = logged(folder), logged(folder, process_id=1)
+    assert first == second
+    assert [line["step"] for line in first] == [*range(NUM_STEPS - 4, NUM_STEPS + 1)]
+    for name in ("loss", "learning_rate"):  # bfloat16 adds up in another order
+        expected = [line[name] for line in log[-5:]]
+        np.testing.assert_allclose([line[name] for line in first], expected, rtol=5e-3)
 
 
 @pytest.mark.slow
