@@ -173,7 +173,7 @@ class Path(Direction):
 
     def _waits(self, state: PathState, turn: Turn) -> Any:
         """Whether a probe in turn waits for a new batch."""
-        return turn.wanted & ~turn.taken & (state.length > 0)
+        return _flow.both(turn.wanted, _flow.negation(turn.taken)) & (state.length > 0)
 
     def _begins(self, context):
         """Whether a path begins at this call, the number of which is 1 for the first, unless a probe is waited for."""
