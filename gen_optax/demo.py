@@ -1,13 +1,14 @@
-"""`python -m gen_optax.demo`: a small network on handwritten digits, with no learning rate given.
+"""`python -m gen_optax.demo`: a language model with no learning rate given, beside a sweep of five that are.
 
-Trains the same flax network three times per seed: with GeN around AdamW, with AdamW at its usual rate, and with AdamW
-and a cosine schedule from that rate. Prints a table and draws `demo.png`. Needs `pip install "gen-optax[demo]"`.
+Trains a small transformer on the characters of a text that comes with Python: with AdamW at five peak rates, each with
+a warm-up and a cosine decay, and with GeN around AdamW. Prints the test losses and draws `demo.png`. Needs the extra
+`demo`.
 """
 
 import argparse
 import functools
 import pathlib
-import time
+import pydoc_data.topics
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,24 +20,29 @@ import optax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 import gen_optax
 
-USUAL_RATE = 1e-3
-NUM_STEPS, BATCH_SIZE, CHUNK = 1000, 64, 50
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+"""The peaks of the sweep, half a decade apart: what one tries who does not know the rate."""
+NUM_STEPS, CHUNK, BATCH_SIZE, LENGTH = 300, 50, 16, 32
+_NAME = "GeN, no rate given"
 
 
-class Net(nn.Module):
-    """Three dense layers, 26,000 parameters."""
+class Transformer(nn.Module):
+    """A causal language model of characters: two blocks, 33,000 parameters."""
+
+    vocabulary: int
+    width: int = 32
 
     @nn.compact
-    def __call__(self, x):
-        """Images of shape `(batch, 64)` to logits of shape `(batch, 10)`."""
+    def __call__(self, tokens):
+        """Tokens `(batch, length)` to the logits of the next ones, `(batch, length, vocabulary)`."""
+        x = nn.Embed(self.vocabulary, self.width)(tokens) + nn.Embed(LENGTH, self.width)(jnp.arange(tokens.shape[1]))
         for _ in range(2):
-            x = nn.relu(nn.Dense(128)(x))
-        return nn.Dense(10)(x)
+            x += nn.MultiHeadDotProductAttention(num_heads=4)(nn.LayerNorm()(x), mask=nn.make_causal_mask(tokens))
+            x += nn.Dense(self.width)(nn.gelu(nn.Dense(4 * self.width)(nn.LayerNorm()(x))))
+        return nn.Dense(self.vocabulary)(nn.LayerNorm()(x))
 
 
 class Run(NamedTuple):
@@ -44,185 +50,166 @@ class Run(NamedTuple):
 
     losses: np.ndarray  # training loss of each step, on its batch
     learning_rates: np.ndarray  # as applied
-    train_loss: float  # at the end, on the whole training set
-    test_accuracy: float
-    seconds_per_step: float  # median over chunks, without the compilation
-    history: dict[str, np.ndarray] | None  # gen_optax.metrics of each step
+    test_loss: float  # at the end, of the whole test set
 
 
 def main() -> None:
     """Trains, prints, draws."""
     parser = argparse.ArgumentParser(prog="python -m gen_optax.demo", description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3, help="training runs per method (default: 3)")
+    parser.add_argument("--seeds", type=int, default=3, help="training runs per row (default: 3)")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("demo.png"), help="where to draw")
     arguments = parser.parse_args()
 
     data = load()
-    cosine = optax.cosine_decay_schedule(USUAL_RATE, NUM_STEPS)
-    methods = {
-        "GeN-AdamW": (gen_optax.gen(optax.adamw(1.0), num_steps=NUM_STEPS), None),
-        "AdamW, usual rate": (optax.adamw(USUAL_RATE), lambda count: np.full(np.shape(count), USUAL_RATE)),
-        "AdamW, cosine": (optax.adamw(cosine), cosine),
-    }
+    gen = gen_optax.gen(optax.adamw(1.0), num_steps=NUM_STEPS)
+    columns = TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     runs: dict[str, list[Run]] = {}
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns) as progress:
-        for name, (tx, schedule) in methods.items():
-            task = progress.add_task(name, total=arguments.seeds * NUM_STEPS)
-            trainer = Trainer(tx, schedule, data)
-            advance = functools.partial(progress.advance, task)
-            runs[name] = [trainer.run(seed, advance) for seed in range(arguments.seeds)]
-            history = runs[name][0].history
-            if history is not None:
-                probe = trainer.last_probe(0, history)
+        for tx, rates in ((swept(), RATES), (gen, (1.0,))):
+            task = progress.add_task("compiling", total=None)
+            trainer = Trainer(tx, data)
+            progress.remove_task(task)
+            for rate in rates:
+                name = f"AdamW, {rate:g}" if len(rates) > 1 else _NAME
+                task = progress.add_task(name, total=arguments.seeds * NUM_STEPS)
+                advance = functools.partial(progress.advance, task)
+                runs[name] = [trainer.run(rate, seed, advance) for seed in range(arguments.seeds)]
 
-    Console(width=100).print(table(runs))
-    draw(runs, probe, arguments.output)
-    print(f"Curves and the last parabola: {arguments.output}")
-
-
-def load() -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """The digits that scikit-learn ships: training images and labels, test images and labels."""
-    digits = load_digits()
-    images = (digits.data / 16).astype(np.float32)
-    split = train_test_split(images, digits.target, test_size=360, random_state=0, stratify=digits.target)
-    train_x, test_x, train_y, test_y = map(jnp.asarray, split)
-    return train_x, train_y, test_x, test_y
+    console = Console(width=100)
+    console.print(table(runs))
+    console.print(verdict(runs))
+    draw(runs, arguments.output)
+    console.print(f"Losses and learning rates: {arguments.output}")
 
 
-def loss_fn(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    """Mean cross-entropy of a batch."""
-    return optax.softmax_cross_entropy_with_integer_labels(Net().apply(params, x), y).mean()
+def load() -> tuple[np.ndarray, np.ndarray, int]:
+    """Windows of the language reference inside Python, for training and for testing, and the number of characters."""
+    text = "\n".join(pydoc_data.topics.topics.values())
+    characters, tokens = np.unique(np.array(list(text)), return_inverse=True)
+    tokens = tokens.astype(np.int32)
+    split = len(tokens) * 9 // 10
+    windows = np.lib.stride_tricks.sliding_window_view
+    test = windows(tokens[split:], LENGTH + 1)[:: LENGTH + 1][:1000]
+    return windows(tokens[:split], LENGTH + 1), test, len(characters)
+
+
+def swept() -> optax.GradientTransformation:
+    """AdamW with a warm-up over a twentieth of the steps and a cosine decay, to be multiplied by a peak rate."""
+    return optax.adamw(optax.warmup_cosine_decay_schedule(0.0, 1.0, NUM_STEPS // 20, NUM_STEPS))
 
 
 class Trainer:
-    """One method: compiled once, so that no step's time holds the compilation, and run with any seed."""
+    """One optimizer, compiled once and run with any peak rate and seed."""
 
-    def __init__(self, tx: Any, schedule: Any, data: Any):
-        """`schedule` is that of the applied rate, None where GeN finds it."""
-        self.tx, self.schedule, self.data = optax.with_extra_args_support(tx), schedule, data
-        chunk = jax.jit(lambda carry, batches: jax.lax.scan(self.step, carry, batches), donate_argnums=0)
-        self.run_chunk = chunk.lower(self.start(0), jnp.zeros((CHUNK, BATCH_SIZE), int)).compile()
+    def __init__(self, tx: Any, data: tuple[np.ndarray, np.ndarray, int]):
+        self.tx, (self.training, self.test, vocabulary) = optax.with_extra_args_support(tx), data
+        self.model = Transformer(vocabulary)
+        chunk = jax.jit(lambda rate, carry, batches: jax.lax.scan(functools.partial(self.step, rate), carry, batches))
+        self.run_chunk = chunk.lower(1.0, self.start(0), self.batches(0)[0]).compile()
+        self.test_loss = jax.jit(self.loss_fn).lower(self.start(0)[0], self.test).compile()
+
+    def loss_fn(self, params: Any, batch: jax.Array) -> jax.Array:
+        """Mean cross-entropy of the next characters."""
+        logits = self.model.apply(params, batch[:, :-1])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[:, 1:]).mean()
 
     def start(self, seed: int) -> Any:
         """Parameters and optimizer state before the first step."""
-        params = jax.jit(Net().init)(jax.random.key(seed), self.data[0][:1])
+        params = jax.jit(self.model.init)(jax.random.key(seed), self.training[:1, :-1])
         return params, self.tx.init(params)
 
-    def step(self, carry: Any, batch: jax.Array) -> Any:
-        """One training step on the images of these indices."""
+    def batches(self, seed: int) -> np.ndarray:
+        """All batches of a run, in chunks."""
+        chosen = np.random.default_rng(seed).integers(len(self.training), size=(NUM_STEPS // CHUNK, CHUNK, BATCH_SIZE))
+        return self.training[chosen]
+
+    def step(self, rate: jax.Array, carry: Any, batch: jax.Array) -> Any:
+        """One training step: the lines that a training loop has anyway, and the loss handed over."""
         params, state = carry
-        x, y = self.batch(batch)
-        value, grads = jax.value_and_grad(loss_fn)(params, x, y)
-        updates, state = self.tx.update(grads, state, params, value=value, value_fn=loss_fn, x=x, y=y)
-        metrics = gen_optax.metrics(state) if self.schedule is None else {}
-        return (optax.apply_updates(params, updates), state), (value, metrics)
+        value, grads = jax.value_and_grad(self.loss_fn)(params, batch)
+        updates, state = self.tx.update(grads, state, params, value=value, value_fn=self.loss_fn, batch=batch)
+        updates = optax.tree.scale(rate, updates)
+        found = optax.tree.get(state, "applied_learning_rate")
+        return (optax.apply_updates(params, updates), state), (value, jnp.nan if found is None else found)
 
-    def batch(self, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Training images and labels."""
-        return self.data[0][indices], self.data[1][indices]
-
-    def chunks(self, seed: int) -> jax.Array:
-        """The indices of all batches of a run, shape `(NUM_STEPS / CHUNK, CHUNK, BATCH_SIZE)`."""
-        generator = np.random.default_rng(seed)
-        draws = [generator.choice(len(self.data[1]), BATCH_SIZE, replace=False) for _ in range(NUM_STEPS)]
-        return jnp.asarray(draws).reshape(-1, CHUNK, BATCH_SIZE)
-
-    def run(self, seed: int, advance: Any) -> Run:
+    def run(self, rate: float, seed: int, advance: Any) -> Run:
         """One training run; `advance` is told of the steps that are done."""
-        carry, outputs, seconds = self.start(seed), [], []
-        for indices in self.chunks(seed):
-            started = time.perf_counter()
-            carry, output = jax.block_until_ready(self.run_chunk(carry, indices))
-            seconds.append((time.perf_counter() - started) / CHUNK)
+        carry, outputs = self.start(seed), []
+        for batches in self.batches(seed):
+            carry, output = jax.block_until_ready(self.run_chunk(rate, carry, batches))
             outputs.append(output)
             advance(CHUNK)
-        losses, history = jax.tree.map(lambda *x: np.concatenate(x), *outputs)
-        train_x, train_y, test_x, test_y = self.data
-        params, state = carry
-        found = self.schedule is None
-        model = gen_optax.averaged_params(state, params) if found else params
-        predictions = jnp.argmax(jnp.asarray(Net().apply(model, test_x)), -1)
-        return Run(
-            losses=losses,
-            learning_rates=history["applied_learning_rate"]
-            if found
-            else np.asarray(self.schedule(np.arange(NUM_STEPS))),
-            train_loss=float(loss_fn(model, train_x, train_y)),
-            test_accuracy=float(jnp.mean(predictions == test_y)),
-            seconds_per_step=float(np.median(seconds)),
-            history=history if found else None,
-        )
-
-    def last_probe(self, seed: int, history: dict[str, np.ndarray]) -> tuple[int, Any, Any, Any, float]:
-        """The last accepted probe of a run: its step, fit, step sizes, losses along the step, and the rate applied.
-
-        Of the first three quarters, that is: near the end of the decay nothing is left to see along a step.
-        """
-        accepted = np.flatnonzero(np.diff(history["num_accepted"], prepend=0))
-        probed = int(accepted[accepted < NUM_STEPS * 3 // 4][-1])
-        fit = {name: column[probed] for name, column in history.items()}
-        # Run again up to there. The probe looked back: from where its path starts along the steps since, on the batch
-        # of the step to come.
-        carry, chunks, step = self.start(seed), self.chunks(seed), jax.jit(self.step)
-        for indices in chunks[: probed // CHUNK]:
-            carry, _ = self.run_chunk(carry, indices)
-        for indices in chunks[probed // CHUNK, : probed % CHUNK]:
-            carry, _ = step(carry, indices)
-        ahead, state = carry
-        behind, applied = state[-1].probe.anchor, state[-1].applied_learning_rate
-        direction = jax.tree.map(lambda new, old: (new - old) / applied, ahead, behind)
-        step_sizes = jnp.maximum(applied, fit["optimal_learning_rate"]) * jnp.linspace(-0.5, 2, 17)
-        x, y = self.batch(chunks[probed // CHUNK, probed % CHUNK])
-        losses = gen_optax.probe_losses(lambda w: loss_fn(w, x, y), behind, direction, step_sizes)
-        return probed + 1, fit, step_sizes, losses, float(applied)
+        losses, rates = jax.tree.map(lambda *x: np.concatenate(x), *outputs)
+        if np.isnan(rates).all():
+            rates = rate * optax.warmup_cosine_decay_schedule(0.0, 1.0, NUM_STEPS // 20, NUM_STEPS)(
+                np.arange(NUM_STEPS)
+            )
+        return Run(losses, np.asarray(rates), float(self.test_loss(carry[0], self.test)))
 
 
 def table(runs: dict[str, list[Run]]) -> Table:
     """Mean and spread over seeds."""
     seeds = len(next(iter(runs.values())))
-    result = Table(
-        title=f"Digits, {NUM_STEPS} steps of {BATCH_SIZE} images, mean and standard deviation of {seeds} seeds"
-    )
-    for heading in ("", "train loss", "test accuracy", "ms per step", "learning rate"):
+    result = Table(title=f"Characters, {NUM_STEPS} steps: mean and standard deviation of {seeds} seeds")
+    for heading in ("", "peak learning rate", "test loss"):
         result.add_column(heading, justify="left" if not heading else "right")
     for name, of_seed in runs.items():
-        loss = [run.train_loss for run in of_seed]
-        accuracy = [100 * run.test_accuracy for run in of_seed]
-        found = [run.history["learning_rate"] for run in of_seed if run.history is not None]
-        rate = f"{np.median(found):.1g}, found" if found else f"{USUAL_RATE:g}, given"
-        result.add_row(
-            name,
-            f"{np.mean(loss):.1e} ± {np.std(loss):.0e}",
-            f"{np.mean(accuracy):.2f} ± {np.std(accuracy):.2f} %",
-            f"{1e3 * np.median([run.seconds_per_step for run in of_seed]):.2f}",
-            rate,
-        )
+        found = name == _NAME
+        peak = np.median([np.max(run.learning_rates) for run in of_seed])
+        losses = [run.test_loss for run in of_seed]
+        row = name, f"{peak:.1g}, found" if found else f"{peak:g}", f"{np.mean(losses):.3f} ± {np.std(losses):.3f}"
+        result.add_row(*row, style="bold" if found else None)
     return result
 
 
-def draw(runs: dict[str, list[Run]], probe: tuple[int, Any, Any, Any, float], path: pathlib.Path) -> None:
-    """Loss and learning-rate curves of the first seed, and the last parabola with the loss measured along the step."""
+def verdict(runs: dict[str, list[Run]]) -> str:
+    """How GeN did beside the sweep, whatever came out."""
+    losses = {name: float(np.mean([run.test_loss for run in of_seed])) for name, of_seed in runs.items()}
+    own = losses.pop(_NAME)
+    best = min(losses, key=lambda name: losses[name] if np.isfinite(losses[name]) else np.inf)
+    better = sum(own < loss or not np.isfinite(loss) for loss in losses.values())
+    gap = own - losses[best]
+    beside = f"{abs(gap):.3f} {'above' if gap > 0 else 'below'} the best of the sweep ({best})"
+    return f"GeN ends {beside} and is better than {better} of {len(losses)} rates."
+
+
+def draw(runs: dict[str, list[Run]], path: pathlib.Path) -> None:
+    """Test loss over the peak rate; training losses and learning rates of the first seed over the steps."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt  # after the backend is chosen
 
     from gen_optax import plot
 
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
-    for (name, of_seed), colour, line in zip(
-        runs.items(), (plot.BLUE, plot.ORANGE, plot.GREEN), ("-", "--", ":"), strict=True
-    ):
-        run = of_seed[0]
-        smooth = np.convolve(run.losses, np.ones(20) / 20, mode="valid")
-        left.plot(np.arange(len(smooth)) + 20, smooth, line, color=colour, label=name)
-        middle.plot(np.arange(1, NUM_STEPS + 1), run.learning_rates, line, color=colour, label=name)
-    left.set(xlabel="step", ylabel="training loss, mean of 20 steps", yscale="log", title="Loss")
-    left.legend(frameon=False)
-    middle.set(xlabel="step", ylabel="learning rate as applied", yscale="log", title="Learning rate")
+    figure = plt.figure(figsize=(11, 4.6), layout="constrained")
+    grid = figure.add_gridspec(2, 2)
+    sweep = figure.add_subplot(grid[:, 0])
+    losses = figure.add_subplot(grid[0, 1])
+    rates = figure.add_subplot(grid[1, 1], sharex=losses)
 
-    at, fit, step_sizes, losses, applied = probe
-    plot.parabola(fit, step_sizes, losses, learning_rate=applied, ax=right)
-    right.set_title(f"An accepted probe, at step {at}")
+    peaks = {name: float(np.median([np.max(run.learning_rates) for run in of_seed])) for name, of_seed in runs.items()}
+    ends = {name: [run.test_loss for run in of_seed] for name, of_seed in runs.items()}
+    names = [name for name in runs if name != _NAME]
+    error = [np.std(ends[name]) for name in names]
+    label = "AdamW, warm-up and cosine decay"
+    x, y = [peaks[name] for name in names], [np.mean(ends[name]) for name in names]
+    sweep.errorbar(x, y, error, fmt="o-", color=plot.ORANGE, label=label)
+    sweep.errorbar(
+        peaks[_NAME], np.mean(ends[_NAME]), np.std(ends[_NAME]), fmt="*", ms=16, color=plot.BLUE, label=_NAME
+    )
+    sweep.axhline(float(np.mean(ends[_NAME])), color=plot.BLUE, lw=0.8, ls=":")
+    sweep.set(xscale="log", xlabel="peak learning rate", ylabel="test loss", title="Five rates tried, and none given")
+    sweep.legend(frameon=False)
+
+    for name, of_seed in runs.items():
+        run, found = of_seed[0], name == _NAME
+        style: dict[str, Any] = (
+            {"color": plot.BLUE, "lw": 2, "zorder": 3} if found else {"color": plot.ORANGE, "lw": 0.8}
+        )
+        smooth = np.convolve(run.losses, np.ones(20) / 20, mode="valid")
+        losses.plot(np.arange(len(smooth)) + 20, smooth, **style)
+        rates.plot(np.arange(1, NUM_STEPS + 1), run.learning_rates, **style)
+    losses.set(ylabel="training loss", title="Mean of 20 steps, and the learning rate as applied")
+    rates.set(xlabel="step", ylabel="learning rate", yscale="log", ylim=(1e-5, None))
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
