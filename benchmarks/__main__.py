@@ -61,8 +61,12 @@ def write_report(options: argparse.Namespace) -> None:
     """Writes tables and pictures from the results that there are."""
     from benchmarks.report import report
 
-    for path in report(_results(options)):
+    results = _results(options)
+    for path in report(results):
         print(path)
+    if not any(map(rule.depends, rule.Today(results).cells())):
+        print(f"No run of GeN is of today's rule, {rule.fingerprint()}. If it gives the results of a former one:")
+        print("python -m benchmarks vouch, then python -m benchmarks report")
 
 
 def check_documents(options: argparse.Namespace) -> None:
@@ -106,6 +110,34 @@ def question(options: argparse.Namespace) -> None:
     write_report(options)
 
 
+def reproduce_paper(options: argparse.Namespace) -> None:
+    """Trains a setting of the paper and prints both results; without a name, lists the settings and what they need."""
+    from benchmarks import reproduce
+
+    if options.name is None:
+        print("\n".join(reproduce.described(reproduce.known().values())))
+        return
+    if options.data is None:
+        raise SystemExit(
+            "Name the folder with the data: --data FOLDER. Without a name, `reproduce` says what is needed."
+        )
+    try:
+        setting = reproduce.get(options.name)
+        cells = reproduce.run(
+            setting,
+            options.data,
+            options.weights,
+            results=store.Store(options.results or reproduce.RESULTS),
+            specs=options.methods,
+            seeds=options.seeds,
+            batch_size=options.batch_size,
+            num_steps=options.num_steps,
+        )
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+    print("\n".join(reproduce.table(setting, cells)))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(required=True)
@@ -131,6 +163,15 @@ def _parser() -> argparse.ArgumentParser:
     pruning = add("prune", prune_results)
     asking = add("question", question)
     asking.add_argument("name", choices=questions.NAMES)
+    reproducing = add("reproduce", reproduce_paper)
+    reproducing.add_argument("name", nargs="?", help="a setting; none to list them all")
+    reproducing.add_argument("--data", type=Path, help="folder with the data, in the official files")
+    reproducing.add_argument("--weights", type=Path, help="folder with the pretrained weights, where there are any")
+    reproducing.add_argument("--methods", nargs="+", default=(), help="default: GeN twice and the tuned schedule")
+    reproducing.add_argument("--seeds", nargs="+", type=int, default=runner.SEEDS)
+    reproducing.add_argument("--batch-size", type=int, help="default: the paper's")
+    reproducing.add_argument("--num-steps", type=int, help="default: the paper's")
+    reproducing.add_argument("--results", type=Path, help="folder for results; default: build/reproduce")
     for command in (training, tuning, asking):
         command.add_argument("--workloads", nargs="+", default=(), help="default: all, or the question's own choice")
     for command in (training, asking):

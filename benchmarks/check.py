@@ -116,7 +116,8 @@ class Document:
 def _expected(claim: Sentence | Block, today: rule.Today) -> str | None:
     """What should stand there; None where nothing should."""
     if isinstance(claim, Block):
-        return f"\n\n{claim.content(today)}\n\n"  # Markdown wants a table by itself
+        content = claim.content(today)
+        return None if content is None else f"\n\n{content}\n\n"  # Markdown wants a table by itself
     numbers = claim.numbers(today)
     return None if numbers is None else claim.text.format_map(numbers)
 
@@ -137,8 +138,8 @@ def _with_numbers(claim: Sentence | Block, document: Document, today: rule.Today
     if spans is None:
         return text
     if isinstance(claim, Block):
-        (begin, end) = spans[0]
-        return f"{text[:begin]}{_expected(claim, today)}{text[end:]}"
+        (begin, end), expected = spans[0], _expected(claim, today)
+        return text if expected is None else f"{text[:begin]}{expected}{text[end:]}"
     numbers = claim.numbers(today)
     gaps = [] if numbers is None else list(zip(spans[1:], _GAP.findall(claim.text), strict=True))
     for (begin, end), name in reversed(gaps):
@@ -147,12 +148,16 @@ def _with_numbers(claim: Sentence | Block, document: Document, today: rule.Today
     return text
 
 
-def _block_faults(claim: Block, document: Document, found: list[Span] | None, expected: str) -> Iterator[str]:
+def _block_faults(claim: Block, document: Document, found: list[Span] | None, expected: str | None) -> Iterator[str]:
     if found is None:
         marks = f"<!-- begin {claim.name} --> and <!-- end {claim.name} -->"
         yield f"{claim.file}:1: the table {claim.name} is missing. Put {marks} where it belongs, then: {_WRITE}"
         return
-    yield from _first_difference(claim.file, document.line(found[0][0]), document.says(found[0]), expected, _WRITE)
+    said, first = document.says(found[0]), document.line(found[0][0])
+    if expected is not None:
+        yield from _first_difference(claim.file, first, said, expected, _WRITE)
+    elif said.strip():
+        yield f"{claim.file}:{first}: the table {claim.name} stands. {_no_result(claim)}"
 
 
 def _sentence_faults(
@@ -165,12 +170,16 @@ def _sentence_faults(
     said = " ".join(document.says(found[0]).split())
     place = f"{claim.file}:{document.line(found[0][0])}"
     if expected is None:
-        yield (
-            f'{place}: stands "{said}". No result of today\'s rule, {rule.fingerprint()}, says it. Delete it; or, if '
-            f"the rule gives the same results as before: python -m benchmarks vouch; or else: {claim.command}"
-        )
+        yield f'{place}: stands "{said}". {_no_result(claim)}'
     elif said != expected:
         yield f'{place}: stands "{said}". The results say "{expected}". {_WRITE}'
+
+
+def _no_result(claim: Sentence | Block) -> str:
+    return (
+        f"No result of today's rule, {rule.fingerprint()}, says it. Delete it; or, if the rule gives the same results "
+        f"as before: python -m benchmarks vouch; or else: {claim.command}"
+    )
 
 
 def _numbers_without_a_claim(document: Document, spans: Sequence[Span], name: Path) -> Iterator[str]:

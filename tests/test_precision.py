@@ -4,7 +4,6 @@ On the network and the data of `benchmarks/questions/precision.py`, which measur
 """
 
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,6 @@ import pytest
 from helpers import KINDS, gen_state, greedy, one_probe, random_quadratic, sine_in_reverse
 
 import gen_optax
-from benchmarks import store
 from benchmarks.questions import precision
 from gen_optax import ProbeStatus, _arithmetic
 
@@ -267,9 +265,3 @@ def test_a_function_without_a_forward_mode_is_no_matter():
     seen, expected = info(sine_in_reverse), info(jnp.sin)
     assert seen.status == ProbeStatus.ACCEPTED
     jax.tree.map(np.testing.assert_array_equal, seen, expected)
-
-
-def test_the_guide_shows_the_measured_numbers():
-    (row,) = store.Store(store.RESULTS).note("precision")
-    guide = (pathlib.Path(__file__).parents[1] / "docs" / "guides" / "precision.md").read_text()
-    assert all(table in guide for table in precision.tables(row))

@@ -31,6 +31,9 @@ PROBES = {
     "exact": "exact",
 }
 _NOTE = "scale"
+_POINTS = (
+    2  # at which a probe evaluates the loss, one after the other, where `value` is given: in a loop with an open end
+)
 _BASE = "base"
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -173,15 +176,16 @@ def compile_step(devices: int, probe: str, tiny: bool) -> dict[str, Any]:
         + memory.output_size_in_bytes
         + memory.temp_size_in_bytes
         - memory.alias_size_in_bytes,
-        **account(compiled.as_text()),
+        **account(compiled.as_text(), _POINTS),
     }
 
 
-def account(program: str) -> dict[str, Any]:
+def account(program: str, open_turns: int = 1) -> dict[str, Any]:
     """Collectives and matrix products of a compiled program, as often as its loops turn.
 
     Args:
       program: the text of an HLO module.
+      open_turns: how often a loop turns whose end is decided while it runs.
 
     Returns:
       `collectives`: `{kind: {"count": ..., "bytes": ...}}`, and `flops` of the matrix products.
@@ -211,7 +215,7 @@ def account(program: str) -> dict[str, Any]:
                 collectives[kind]["bytes"] += times * _bytes(shape)
             elif operation == "dot":
                 flops += times * _dot_flops(line, shape, shapes)
-            turns = int(found.group(1)) if (found := _TRIP_COUNT.search(line)) else 1
+            turns = int(found.group(1)) if (found := _TRIP_COUNT.search(line)) else open_turns
             for callee in _callees(line):
                 if callee in computations:
                     walk(callee, times * (turns if operation == "while" else 1))

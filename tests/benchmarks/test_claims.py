@@ -1,0 +1,129 @@
+"""The numbers of the claims, against results made up for them; what is not measured is not claimed."""
+
+import pytest
+
+from benchmarks import claims, store
+from benchmarks.questions import precision
+
+
+@pytest.fixture
+def results(tmp_path):
+    return store.Store(tmp_path)
+
+
+@pytest.mark.parametrize("claim", claims.CLAIMS, ids=lambda claim: getattr(claim, "name", "") or claim.text[:30])
+def test_without_results_nothing_is_claimed(claim, results):
+    assert claim.command.startswith("python -m benchmarks ")
+    if isinstance(claim, claims.Sentence):
+        assert claim.numbers(results) is None
+    else:
+        assert claim.content(results) is None
+
+
+def put(results, workload, method, value, seed=1, **changes):
+    own = {"base": "sgd", "batch_size": 8, "num_steps": 100, "metric": "accuracy", "higher_is_better": True}
+    key = {"workload": workload, "method": method, "seed": seed, "batch_size": 8, "num_steps": 100}
+    results.put(
+        {
+            "key": {**key, "precision": "float32", **changes},
+            "workload": own,
+            "diverged": False,
+            "final": {"test": {"accuracy": value, "loss": 1.0}, "validation": {"accuracy": value}, "train_loss": 1.0},
+        }
+    )
+
+
+def test_gains_beside_the_tuned_schedule(results):
+    tuned = "baseline:learning_rate=0.1,schedule=linear"
+    entries = {
+        name: {"method": tuned if name == "linear" else f"baseline:schedule={name}", "cost": [cost, 0.0]}
+        for name, cost in {"linear": -0.9, "constant": -0.8, "warmup_cosine": -0.7}.items()
+    }
+    setting = {"batch 8, 100 steps, float32": entries}
+    results.set_note("tuned", lambda _: {name: setting for name in ("ahead", "level", "behind")})
+    for workload, (horizon, open_end) in {"ahead": (0.9, 0.9), "level": (0.7995, 0.8), "behind": (0.6, 0.84)}.items():
+        put(results, workload, tuned, 0.8)
+        put(results, workload, "gen_horizon", horizon)
+        put(results, workload, "gen", open_end)
+    put(results, "alone", "gen", 0.1)  # with no baseline it says nothing
+    assert claims._level(results) == {"workloads": "3", "horizon": "2", "open_end": "3"}
+    assert claims._behind(results) == {"list": "`behind` (-25 and 5)"}
+
+
+def test_runs_that_are_lost(results):
+    for size in (4, 8):
+        for method, values in {"gen": (0.9, 0.9, 0.1), "gen_horizon": (0.9, 0.8, 0.9)}.items():
+            for seed, value in enumerate(values, 101):
+                put(results, "digits_mlp", method, value, seed, batch_size=size)
+    lost = {"gen_horizon_4": "0 of 3", "gen_4": "1 of 3", "gen_horizon_8": "0 of 3", "gen_8": "1 of 3"}
+    assert claims._stress(results) == lost
+
+
+def test_what_a_step_costs(results):
+    def row(name, size, ratio, copies):
+        probe = {"ratio": ratio, "memory_ratio": 1 + copies / 5}
+        about = {"num_parameters": size, "base_bytes": 20 * size, "base_seconds": 2.0, "forward_seconds": 1.0}
+        return {"key": {"workload": name}, "probes": {"retrospective": probe}, "num_steps": 1000, **about}
+
+    rows = [
+        row("gpt_sotu", 870_000, 1.01, 0.9),
+        row("efficientnet_finetune", 3_400_000, 1.02, 1.0),
+        row("minilm_full", 23_000_000, 1.09, 0.95),
+    ]
+    results.set_note("overhead", lambda _: rows[:2])
+    assert claims._overhead(results) is None
+    results.set_note("overhead", lambda _: rows)
+    found = claims._overhead(results)
+    assert found["sizes"] == "0.87, 3.4 and 23"
+    assert found["times"] == "1, 2 and 9"
+    assert found["search"] == "7, 8 and 15"  # 23 + 2 * 50 * 15 / 16 forward passes, half a step each, in 1000 steps
+    assert (found["least"], found["most"]) == ("0.9", "1.0")
+
+
+def test_what_probes_see_in_low_precision(results):
+    def point(arithmetic, probe, median, error, accepted=10):
+        about = {"arithmetic": arithmetic, "probe": probe, "points": 10, "status": {"ACCEPTED": accepted}}
+        return {**about, "median_error": median, "error_90": error}
+
+    fine, coarse = "bfloat16 weights and compute", "bfloat16 throughout, loss too"
+    points = [
+        point(fine, "retrospective", 0.003, 0.1),
+        point(coarse, "retrospective", 0.008, 0.1),
+        point(fine, "exact", 0.001, 0.02),
+        point(coarse, "exact", 0.001, 0.05),
+        point(fine, "finite_difference", 0.06, 0.1),
+        point(coarse, "finite_difference", 0.12, 1.0, accepted=7),
+    ]
+    rates = {(precision.NUDGED, "exact"): [1.1, 1.1, 9.0], (precision.NUDGED, "retrospective"): [0.9]}
+    rates |= {(precision.NUDGED, "finite_difference"): [1.0], (coarse, "retrospective"): [0.2, 1.4]}
+    rates["float32", "retrospective"] = [1.0]
+    runs = [
+        {"arithmetic": a, "probe": p, "rate_relative_to_float32": seen, "last_losses": [max(seen), 0.0]}
+        for (a, p), seen in rates.items()
+    ]
+    results.set_note("precision", lambda _: [{"key": {}, "points": points, "runs": runs}])
+    assert claims._precision_at_points(results) == {
+        "path": "0.3 %",
+        "path_coarse": "0.8 %",
+        "exact": "5 %",
+        "single": "6 %",
+        "abstained": "30 %",
+        "single_coarse": "12 %",
+    }
+    assert claims._precision_over_runs(results) == {
+        "least": "0.90",
+        "most": "1.10",
+        "single_least": "0.20",
+        "single_most": "1.40",
+        "loss": "0.700",
+        "fine_loss": "0.500",
+    }
+
+
+def test_what_a_probe_costs_on_a_pod(results):
+    def row(devices, probe, factor):
+        about = {"arguments_bytes": factor * 2**30, "memory_bytes": factor * 2**31}
+        return {"key": {"devices": devices, "probe": probe}, **about, "collectives": {"all": {"bytes": factor * 2**32}}}
+
+    results.set_note("scale", lambda _: [row(8, "base", 1), row(8, "retrospective", 1.5), row(16, "base", 1)])
+    assert claims._on_pods(results).splitlines()[2:] == ["| 8 | 1 GiB | 1.5 GiB | 1.50 times | 4 GiB | 2 GiB |"]
