@@ -51,22 +51,29 @@ class Balance(Controller):
     ```python
     def next_rate(rate, slope, curvature, noise, unconfirmed, probes, every):
         stands_for = 1 if probes < search_probes else every  # calls
-        calls = min(probes, search_probes) + max(probes - search_probes, 0) * every
+        calls = min(probes, search_probes)
+        calls += max(probes - search_probes, 0) * every
         weight = memory * stands_for / (calls + memory * stands_for)
-        rho = slope / max(curvature, noise)  # the factor by which the steps fell short of the minimum along them
+        # The factor by which the steps fell short of the minimum along them.
+        rho = slope / max(curvature, noise)
         rho = rho * (1 - unconfirmed) if rho > 0 else rho
         if probes < search_probes:
             factor = min(search_sigma, sigma) * rho
             most = 1 if curvature < -noise else max_change
-            return rate * clip(min(cbrt(factor), factor), 1 / max_change, most) ** weight
-        return rate * exp(weight * clip(sigma * rho - 1, -log(max_change), log(max_change)))
+            factor = clip(min(cbrt(factor), factor), 1 / max_change, most)
+            return rate * factor**weight
+        bound = log(max_change)
+        return rate * exp(weight * clip(sigma * rho - 1, -bound, bound))
     ```
 
     and it is in one of three states:
 
     ```text
-    unknown -- a rate lowers the loss along the first step --> search -- 50 probes, one a call --> hold
-       none does: no step is taken                               steps overshot: the rate falls at once
+    unknown -- a rate lowers the loss --> search -- 50 probes --> hold
+
+    unknown       no step is taken, as no rate lowers the loss along it
+    search        a probe at every call
+    search, hold  where steps overshot, the rate falls at once
     ```
 
     With `sigma = 2` the rate would rest where the steps stop making progress on a fresh batch, `b h = A h^2 / 2`. The
