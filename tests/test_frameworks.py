@@ -44,7 +44,7 @@ def test_the_code_of_a_page_compiles_and_is_narrow(name):
 @pytest.mark.parametrize("name", sorted({*NAMES} - {"index", "others"}))
 def test_every_recipe_is_run_with_its_framework(name):
     folder = PAGES.parents[2] / "tests" / "frameworks"
-    pin, *_ = (folder / f"{name}.txt").read_text().split()
+    pin, *_ = (folder / f"{name}.txt").read_text().splitlines()
     assert f'run_page("{name}"' in (folder / f"with_{name}.py").read_text()
     assert re.search(rf"^all=\(.*\b{name}\b", (PAGES.parents[2] / ".ci" / "frameworks").read_text(), re.MULTILINE)
     assert pin.split("==")[1] in (PAGES / f"{name}.md").read_text(), "the page names the version that is tested"
