@@ -58,6 +58,11 @@ def _summary(results: store.Store) -> str | None:
     return quality.summary(results, groups) if known else None
 
 
+def _brief(results: store.Store) -> str | None:
+    groups = quality.groups_of(results)
+    return quality.brief(results, groups) if groups else None
+
+
 def _precision(which: int) -> Callable[[store.Store], str | None]:
     def content(results: store.Store) -> str | None:
         rows = results.note("precision")
@@ -259,22 +264,23 @@ def _listed(entries) -> str:
 _QUALITY = "python -m benchmarks question quality"
 
 CLAIMS: tuple[Sentence | Block, ...] = (
-    Block("README.md", "quality", _summary, _QUALITY),
+    Block("README.md", "readme", _brief, _QUALITY),
+    Block("benchmarks/README.md", "quality", _summary, _QUALITY),
     Sentence(
-        "README.md",
+        "benchmarks/README.md",
         "On {horizon} of {workloads} workloads with a horizon, and on {open_end} with an open end, GeN is ahead of the "
         "tuned schedule or at most 0.1 % behind.",
         _level,
         _QUALITY,
     ),
     Sentence(
-        "README.md",
+        "benchmarks/README.md",
         "The others, with the gain in per cent with a horizon and with an open end, are {list}.",
         _behind,
         _QUALITY,
     ),
     Sentence(
-        "README.md",
+        "benchmarks/README.md",
         "On the {workloads} workloads on which all {methods} methods were trained, the mean rank of GeN is {horizon} "
         "with a horizon and {open_end} with an open end; that of Prodigy with a cosine decay is {prodigy}, and that of "
         "the tuned schedule {tuned}.",
@@ -282,7 +288,7 @@ CLAIMS: tuple[Sentence | Block, ...] = (
         _QUALITY,
     ),
     Sentence(
-        "README.md",
+        "benchmarks/README.md",
         "With runs of {least} to {most} times the length on {workloads} workloads, the baseline tuned again for each, "
         "ten times the steps change the gain by {slope} ± {error} per cent with a horizon and by {open_slope} ± "
         "{open_error} with an open end.",
@@ -290,14 +296,14 @@ CLAIMS: tuple[Sentence | Block, ...] = (
         _QUALITY,
     ),
     Sentence(
-        "README.md",
+        "benchmarks/README.md",
         "Of the runs with 4 examples a step {gen_horizon_4} are lost with a horizon and {gen_4} with an open end, of "
         "those with 8 examples {gen_horizon_8} and {gen_8}.",
         _stress,
         "python -m benchmarks question defaults",
     ),
     Sentence(
-        "README.md",
+        "benchmarks/README.md",
         "On workloads of {sizes} million parameters a step takes {times} % longer than that of the base optimizer, and "
         "{search} % with the search for a rate in their short runs. It takes the memory of {least} to {most} copies of "
         "the parameters.",
@@ -305,7 +311,7 @@ CLAIMS: tuple[Sentence | Block, ...] = (
         "python -m benchmarks question overhead",
     ),
     Sentence(
-        "README.md",
+        "benchmarks/README.md",
         "All seeds train in {horizon} combinations with a horizon, and in {open_end} with an open end; with the best "
         "constant rate of each, in {constant}. With a horizon the mean test loss is within 1.2 times that of the "
         "constant rate in {near}.",

@@ -363,6 +363,13 @@ QUALITY = (
 )
 """What the quality table compares, beside the tuned baseline."""
 
+UNTUNED = {
+    "untuned AdamW, 1e-3": "baseline:base=adamw,learning_rate=0.001,schedule=warmup_cosine",
+    "untuned AdamW, 3e-4": "baseline:base=adamw,learning_rate=0.0003,schedule=warmup_cosine",
+    "untuned SGD, 0.1": "baseline:base=sgd,learning_rate=0.1",
+}
+"""What people use who do not tune: AdamW with a warm-up and a cosine decay, SGD with momentum at a constant rate."""
+
 _schedule = schedule  # builders have a setting of that name
 
 

@@ -1,7 +1,8 @@
 """Quality: how well does each method train, beside a tuned baseline?
 
 The baseline is the workload's base optimizer with learning rate and schedule chosen by `benchmarks.tune`; its rows by
-schedule are there too. Ranks are by the test metric. The performance profile is the share of workloads on which a
+schedule are there too, and AdamW and SGD at rates that nobody tuned.
+Ranks are by the test metric. The performance profile is the share of workloads on which a
 method's cost is within a factor tau of the least cost: once for the final test loss, once for the steps that a method
 needs to reach the tuned baseline's final training loss. On cheap workloads runs of other lengths are compared as well.
 """
@@ -28,6 +29,14 @@ _IN_SHORT = {
     "Prodigy with cosine": "prodigy:schedule=cosine",
     "schedule-free AdamW": "schedule_free_adamw",
 }
+# Those of the README's, and its workloads: two that GeN is ahead on, two that it is level on, two that it loses.
+_IN_BRIEF = {
+    "AdamW at 1e-3, untuned": "untuned AdamW, 1e-3",
+    "tuned schedule": TUNED,
+    "**GeN, steps given**": "gen_horizon",
+    "**GeN, open end**": "gen",
+}
+_BRIEF = ("gpt_moby", "digits_autoencoder", "digits_mlp", "logreg_minibatch", "diffusion_digits", "word2vec_moby")
 _LEAST_LOSS = 1e-6  # test losses below count as this: ratios of losses that are all zero to the eye mean nothing
 
 
@@ -38,7 +47,7 @@ def run(study: Study) -> None:
     for workload in study.chosen(WORKLOADS):
         choice = tune.tune(workload, study.results)
         study.train(workload, [entry["method"] for entry in choice["schedules"].values()])
-        study.train(workload, methods.QUALITY)
+        study.train(workload, [*methods.QUALITY, *methods.UNTUNED.values()])
     _lengths.run(study)
 
 
@@ -62,11 +71,16 @@ def report(results: store.Store) -> str | None:
 
 def beside_the_tuned(groups: dict[str, Rows]) -> dict[str, dict[str, tuple[list[Any], list[Any]]]]:
     """The cells of each row on each workload, and those of the tuned baseline there."""
-    compared: dict[str, dict[str, Any]] = {name: {} for name in (TUNED, *_SCHEDULES.values(), *methods.QUALITY)}
+    compared: dict[str, dict[str, Any]] = {name: {} for name in (TUNED, *_SCHEDULES.values(), *_others())}
     for workload, rows in groups.items():
         for name in rows if TUNED in rows else ():
             compared[name][workload] = rows[name], rows[TUNED]
     return compared
+
+
+def _others() -> dict[str, str]:
+    """The rows beside the tuned baselines, by name, and their methods."""
+    return {**{method: method for method in methods.QUALITY}, **methods.UNTUNED}
 
 
 def groups_of(results: store.Store) -> dict[str, Rows]:
@@ -75,20 +89,32 @@ def groups_of(results: store.Store) -> dict[str, Rows]:
 
 
 def summary(results: store.Store, groups: dict[str, Rows]) -> str:
-    """The table of the README: a line per workload on which GeN was trained, and the first methods to compare."""
-    lines, entries, missing = [], [], []
-    for workload, rows in groups.items():
-        if not {"gen", "gen_horizon"} & rows.keys():
-            missing.append(f"`{workload}`")
-            continue
-        entries += [cell for method in _IN_SHORT.values() for cell in rows.get(method, [])]
-        example = next(iter(rows.values()))[0]["workload"]
-        name = f"{workload}, {example['metric']} {'↑' if example['higher_is_better'] else '↓'}"
-        lines.append([name, *(_test_metric(rows.get(method, [])) for method in _IN_SHORT.values())])
-    parts = [pages.table_of(results, entries, ["", *_IN_SHORT], lines)]
-    if missing:
+    """A line per workload on which GeN was trained, and the first methods to compare."""
+    parts = [_lines(results, groups, _IN_SHORT)]
+    if missing := [f"`{workload}`" for workload, rows in groups.items() if not _has_gen(rows)]:
         parts.append(f"Not trained by today's rule yet, and left out: {', '.join(missing)}.")
     return "\n\n".join(parts)
+
+
+def brief(results: store.Store, groups: dict[str, Rows]) -> str:
+    """The same for the README: six workloads, and what people do who tune and who do not."""
+    return _lines(results, {workload: groups[workload] for workload in _BRIEF if workload in groups}, _IN_BRIEF)
+
+
+def _lines(results: store.Store, groups: dict[str, Rows], columns: dict[str, str]) -> str:
+    lines, entries = [], []
+    for workload, rows in groups.items():
+        if not _has_gen(rows):
+            continue
+        entries += [cell for method in columns.values() for cell in rows.get(method, [])]
+        example = next(iter(rows.values()))[0]["workload"]
+        name = f"{workload}, {example['metric']} {'↑' if example['higher_is_better'] else '↓'}"
+        lines.append([name, *(_test_metric(rows.get(method, [])) for method in columns.values())])
+    return pages.table_of(results, entries, ["", *columns], lines)
+
+
+def _has_gen(rows: Rows) -> bool:
+    return bool({"gen", "gen_horizon"} & rows.keys())
 
 
 def _test_metric(cells: list[dict[str, Any]]) -> str:
@@ -99,7 +125,7 @@ def _test_metric(cells: list[dict[str, Any]]) -> str:
 
 def _rows(results: store.Store, workload: str) -> Rows:
     by_method = pages.by_method(results, workload)
-    names: list[tuple[str, str]] = [(method, method) for method in methods.QUALITY]
+    names = list(_others().items())
     if by_method:
         key = next(iter(by_method.values()))[0]["key"]
         choice = tune.choice(results, workload, tune.setting_name(key))
