@@ -51,6 +51,7 @@ class Layer(nn.Module):
     num_heads: int
     dropout: float
     lora_rank: int
+    epsilon: float = 1e-12  # of the norms
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, train: bool) -> jax.Array:
@@ -66,9 +67,9 @@ class Layer(nn.Module):
             return y
 
         y = attention(adapted("query"), nn.Dense(width, name="key")(x), adapted("value"), self.num_heads, mask)
-        x = nn.LayerNorm(epsilon=1e-12, name="attended_norm")(x + dropout(nn.Dense(width, name="attended")(y)))
+        x = nn.LayerNorm(epsilon=self.epsilon, name="attended_norm")(x + dropout(nn.Dense(width, name="attended")(y)))
         y = nn.gelu(nn.Dense(4 * width, name="hidden")(x), approximate=False)
-        return nn.LayerNorm(epsilon=1e-12, name="output_norm")(x + dropout(nn.Dense(width, name="output")(y)))
+        return nn.LayerNorm(epsilon=self.epsilon, name="output_norm")(x + dropout(nn.Dense(width, name="output")(y)))
 
 
 def with_weights(params: Any, weights: Mapping[str, np.ndarray]) -> Any:

@@ -121,7 +121,8 @@ def map_over(function: Callable[..., dict[str, jax.Array]], splits: Splits, chun
     def over(params, model_state, split):
         arrays = splits[split]
         length = _length(arrays)
-        index = np.arange(-(-length // chunk) * chunk).reshape(-1, chunk) % length
+        size = min(chunk, length)
+        index = np.arange(-(-length // size) * size).reshape(-1, size) % length
         results = [jax.device_get(compiled(params, model_state, take(arrays, part))) for part in index]
         return {name: np.concatenate([result[name] for result in results])[:length] for name in results[0]}
 
