@@ -4,6 +4,7 @@ import html.parser
 import os
 import pathlib
 import posixpath
+import re
 import subprocess
 import sys
 import urllib.parse
@@ -70,6 +71,14 @@ def test_every_link_and_picture_arrives(site, pages):
             elif path in pages and fragment not in pages[path].anchors:
                 broken.append(f"{name}: no anchor {target}")
     assert not broken
+
+
+def test_no_page_leads_to_the_repository_for_what_is_on_the_site(pages):
+    """The README links there, to be read elsewhere as well."""
+    shown = re.compile(r"https://github\.com/gen-optax/gen_optax/blob/main/(docs|notebooks|benchmarks/results)/.+")
+    targets = [target for page in pages.values() for target in page.targets]
+    assert "https://github.com/gen-optax/gen_optax" in targets
+    assert not [target for target in targets if shown.match(target)]
 
 
 def test_every_page_can_be_reached_from_the_first(site, pages):

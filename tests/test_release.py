@@ -21,7 +21,12 @@ import gen_optax
 
 ROOT = pathlib.Path(__file__).parents[1]
 REPOSITORY = "https://github.com/gen-optax/gen_optax"
+IN_REPOSITORY = (
+    r"https://(?:github|raw\.githubusercontent)\.com/gen-optax/gen_optax/(?:(?:blob|raw|tree)/)?main/([\w./-]+)"
+)
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md")]
+PAGES += sorted((ROOT / "docs").rglob("*.md"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text())
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").iterdir())
@@ -94,14 +99,15 @@ def test_every_place_names_the_same_version_and_day():
     assert f"version={{{version}}}" in (ROOT / "docs" / "cite.md").read_text()
 
 
-def test_the_citation_is_that_of_the_readme():
-    paper = CITATION["preferred-citation"]
-    fields = dict(re.findall(r"^  (\w+)=\{(.+)\},?$", README, re.MULTILINE))
+def test_the_page_on_citing_says_what_the_citation_file_does():
+    paper, page = CITATION["preferred-citation"], (ROOT / "docs" / "cite.md").read_text()
+    article = re.search(r"^@inproceedings.*?^}", page, re.MULTILINE | re.DOTALL)[0]
+    fields = dict(re.findall(r"^  (\w+)=\{(.+)\},?$", article, re.MULTILINE))
     authors = " and ".join(f"{author['family-names']}, {author['given-names']}" for author in paper["authors"])
     assert fields["author"] == authors
     assert re.sub("[{}]", "", fields["title"]) == paper["title"]
     assert (fields["booktitle"], int(fields["year"])) == (paper["collection-title"], paper["year"])
-    assert paper["url"] in README
+    assert paper["url"] in page
     assert CITATION["repository-code"] == REPOSITORY
 
 
@@ -124,25 +130,25 @@ def test_the_links_of_the_readme_work_on_an_index_page():
     assert not relative(README)
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/cite.md", "CHANGELOG.md"])
-def test_what_they_link_to_in_the_repository_is_there(name):
-    text = (ROOT / name).read_text()
-    for path in re.findall(rf"{REPOSITORY}/(?:blob|raw|tree)/main/([^)\s#\"]+)", text):
-        assert (ROOT / path).exists(), path
-    assert set(re.findall(r"https://github\.com/(gen[-_]optax/[\w-]+)", text)) <= {"gen-optax/gen_optax"}
+def test_what_pages_name_in_the_repository_is_there():
+    for page in PAGES:
+        text = page.read_text()
+        for path in re.findall(IN_REPOSITORY, text):
+            assert (ROOT / path).exists(), f"{page.relative_to(ROOT)}: {path}"
+        assert set(re.findall(r"github\w*\.com/(gen[-_]optax/[\w-]+)", text)) <= {"gen-optax/gen_optax"}
 
 
 def test_no_page_cuts_code_off():
     """At most 75 columns."""
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
-        for _, block in FENCED.findall(path.read_text()):
+    for page in PAGES:
+        for _, block in FENCED.findall(page.read_text()):
             wide = [line for line in block.splitlines() if len(line) > 75]
-            assert not wide, path.relative_to(ROOT)
+            assert not wide, page.relative_to(ROOT)
 
 
 def test_what_is_to_be_installed_is_there():
     """Until there is a release on an index, the repository is named beside the package."""
-    texts = [README, *(path.read_text() for path in (ROOT / "docs").rglob("*.md"))]
+    texts = [page.read_text() for page in PAGES]
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         texts += ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]]
     lines = [line for text in texts for line in re.findall(r"pip3? install .*gen[-_]optax.*", text)]
