@@ -3,7 +3,7 @@
 - CHANGELOG.md, CONTRIBUTING.md, notebooks and the pages and pictures of benchmarks/results become pages where they are;
   "Notebooks" and "Benchmarks" in the navigation list those that exist.
 - `<!-- include README.md#Use -->` stands for a section of a file (`#` alone: its first paragraph; none: the whole of it
-  without its title), with its links, those to the repository as well, turned into those of the site.
+  without its title), with its links turned into those of the site.
 - Formulas are drawn when the site is built: a page needs no script and no network to show them.
 """
 
@@ -25,7 +25,6 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = pathlib.Path(__file__).parents[1]
-REPOSITORY = "https://github.com/gen-optax/gen_optax/blob/main/"  # as the README links, to be read elsewhere as well
 RESULTS = ROOT / "benchmarks" / "results"
 FIRST_NOTEBOOKS = ("quick_start", "idea", "diagnosing", "fine_tuning_lora", "devices")
 OVERVIEW = RESULTS / "README.md"  # which `benchmarks report` writes: the pages in order, and the machine
@@ -168,13 +167,11 @@ def relink(text: str, origin: str, uri: str) -> str:
 
     def changed(match: re.Match[str]) -> str:
         mark, label, target, anchor = match.groups()
-        path = target.removeprefix(REPOSITORY)
-        if re.match(r"[a-z]+:", path) or not path:
+        if re.match(r"[a-z]+:", target) or not target:
             return match[0]
-        folder = os.path.dirname(origin) if path == target else ""
-        known = _page_of(os.path.normpath(os.path.join(folder, path)))
+        known = _page_of(os.path.normpath(os.path.join(os.path.dirname(origin), target)))
         if known is None:
-            return label if path == target else match[0]
+            return label
         return f"{mark}[{label}]({os.path.relpath(known, os.path.dirname(uri) or '.')}{anchor or ''})"
 
     parts = re.split(r"(^ *```.*?^ *```)", text, flags=re.MULTILINE | re.DOTALL)
