@@ -31,6 +31,8 @@ from gen_optax._probe import Probe as Probe
 from gen_optax._probe import exact as exact
 from gen_optax._probe import finite_difference as finite_difference
 from gen_optax._probe import retrospective as retrospective
+from gen_optax._report import Report as Report
+from gen_optax._report import report as report
 
 __version__ = "0.1.0"
 
@@ -45,6 +47,7 @@ __all__ = [
     "Probe",
     "ProbeStatus",
     "QuadraticFit",
+    "Report",
     "Step",
     "algorithm_1",
     "averaged_params",
@@ -63,6 +66,7 @@ __all__ = [
     "mean_value_fn",
     "metrics",
     "probe_losses",
+    "report",
     "retrospective",
     "scale_by_gen",
     "unmasked_value_fn",

@@ -1,7 +1,7 @@
 """Pictures of a training run with GeN: needs matplotlib (`pip install "gen-optax[plot]"`).
 
-Each function draws on one pair of axes and returns it. A history is what a training loop collected, in any of these
-forms:
+Each function draws on one pair of axes and returns it; `report` draws a figure. A history is what a training loop
+collected, in any of these forms:
 
 * a sequence, one entry a step: :func:`gen_optax.metrics`, or the optimizer state, or its :class:`gen_optax.GenInfo`
   where the learning rate itself is not asked for;
@@ -11,33 +11,32 @@ Colours are told apart with any colour vision and stand out from white and from 
 mark says too.
 """
 
-from collections.abc import Mapping, Sequence
+import textwrap
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 
-from gen_optax._gen import GenInfo, GenState
+from gen_optax import _history, _report
+from gen_optax._history import REASONS, History
 from gen_optax._measurement import ProbeStatus
-from gen_optax._metrics import metrics
-
-History = Sequence[Any] | Mapping[str, Any] | GenInfo | GenState
 
 # Okabe and Ito's palette; the orange is darker, to stand out from white.
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#CC8400", "#009E73", "#D55E00", "#808080"
 
-# Why a probe was not accepted, in words and as a mark.
-_REASONS = {
-    ProbeStatus.NOT_FINITE: ("loss not finite", "s"),
-    ProbeStatus.OVERSHOOT: ("step made the loss infinite", "P"),
-    ProbeStatus.BELOW_ROUNDING: ("change below rounding", "|"),
-    ProbeStatus.ASCENT: ("loss rose", "^"),
-    ProbeStatus.NO_CURVATURE: ("no curvature", "D"),
-    ProbeStatus.POOR_FIT: ("no parabola", "x"),
-    ProbeStatus.JUMP: ("steps raised the loss", "v"),
-    ProbeStatus.FALSE_ALARM: ("false alarm", "*"),
+# Why a probe was not accepted, as a mark.
+_MARKS = {
+    ProbeStatus.NOT_FINITE: "s",
+    ProbeStatus.OVERSHOOT: "P",
+    ProbeStatus.BELOW_ROUNDING: "|",
+    ProbeStatus.ASCENT: "^",
+    ProbeStatus.NO_CURVATURE: "D",
+    ProbeStatus.POOR_FIT: "x",
+    ProbeStatus.JUMP: "v",
+    ProbeStatus.FALSE_ALARM: "*",
 }
 
 
@@ -66,40 +65,52 @@ def learning_rate(history: History, ax: Axes | None = None, *, steps: Any = None
       >>> state = gen_optax.gen_adamw(controller=gen_optax.algorithm_1()).init(jnp.zeros(3))
       >>> ax = gen_optax.plot.learning_rate([gen_optax.metrics(state)] * 3)
     """
-    columns = _columns(history)
-    best, status = columns["optimal_learning_rate"], columns["status"]
-    rate = columns.get("learning_rate", np.full(best.shape, np.nan))
-    applied = columns.get("applied_learning_rate", rate)
-    steps = _steps(steps, len(best))
+    columns = _history.columns(history)
+    steps = _history.steps_of(steps, len(columns["status"]))
     ax = _axes(ax)
-    if not np.allclose(rate, applied, rtol=1e-6, equal_nan=True):
-        ax.plot(steps, _positive(applied), color=GREY, lw=1, label="as applied")
-    if "learning_rate" in columns:
-        ax.plot(steps, _positive(rate), color=BLUE, lw=2, label=r"learning rate $\eta$")
-    probed = _probed(columns)
-    good = probed & (status == ProbeStatus.ACCEPTED)
-    if good.any():
-        ax.plot(steps[good], _positive(best[good]), "o", color=ORANGE, ms=3, alpha=0.7, label=_counted("$b/A$", good))
-    ax.set(xlabel="step", ylabel="learning rate", yscale="log")
-    rejected = [(status == reason) & probed for reason in _REASONS]
-    row = 0
-    for (words, marker), here in zip(_REASONS.values(), rejected, strict=True):
-        if here.any():
-            height = np.full(here.sum(), _ROW_HEIGHT * (row + 0.6))
-            ax.plot(
-                steps[here],
-                height,
-                marker,
-                color=VERMILION,
-                ms=4,
-                mew=0.8,
-                mfc="none",
-                transform=ax.get_xaxis_transform(),
-                label=_counted(words, here),
-            )
-            row += 1
-    _make_room(ax, row, _legend(ax, loc="upper center", ncols=2))
+    _draw_rates(columns, ax, steps)
     return ax
+
+
+def report(history: History, figure: Figure | None = None, *, steps: Any = None) -> Figure:
+    """What :func:`gen_optax.report` says of a run, with its picture.
+
+    Args:
+      history: see the module; with learning rates. If it has the name `loss`, the loss is drawn as well.
+      figure: where to draw; None: a new one.
+      steps: as in :func:`learning_rate`.
+
+    Returns:
+      The figure: above the loss of each step, below it :func:`learning_rate` with the schedule to copy as a dashed
+      line, and the lines of the report.
+
+    Raises:
+      ValueError: as :func:`gen_optax.report` does.
+
+    Examples:
+      >>> import matplotlib
+      >>> matplotlib.use("Agg")
+      >>> import gen_optax
+      >>> import gen_optax.plot
+      >>> import jax.numpy as jnp
+      >>> state = gen_optax.gen_adamw(controller=gen_optax.algorithm_1()).init(jnp.zeros(3))
+      >>> figure = gen_optax.plot.report([gen_optax.metrics(state)] * 3)
+    """
+    found, columns = _report.report(history, steps=steps), _history.columns(history)
+    steps = _history.steps_of(steps, len(columns["status"]))
+    if figure is None:
+        figure = plt.figure(figsize=(8, 7.5 if "loss" in columns else 5), layout="constrained")
+    if "loss" in columns:
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
+        above.plot(steps, columns["loss"], color=BLUE, lw=1)
+        positive = np.nanmin(columns["loss"]) > 0
+        above.set(ylabel="loss", yscale="log" if positive else "linear")
+    else:
+        below = figure.subplots()
+    _draw_rates(columns, below, steps, found.copied)
+    lines = [textwrap.fill(line, 92, subsequent_indent="    ") for line in str(found).splitlines()]
+    figure.supxlabel("\n".join(lines), x=0.02, ha="left", fontsize="small")
+    return figure
 
 
 def parabola(
@@ -133,7 +144,7 @@ def parabola(
     """
     if (step_sizes is None) != (losses is None):
         raise ValueError("parabola needs step_sizes and losses together, one loss per step size.")
-    fit = {name: column[-1] for name, column in _columns(info).items()}
+    fit = {name: column[-1] for name, column in _history.columns(info).items()}
     value, slope, curvature, best = (
         float(fit[name]) for name in ("value", "slope", "curvature", "optimal_learning_rate")
     )
@@ -151,9 +162,9 @@ def parabola(
         if has_minimum and abs(best) <= 4 * max(abs(low), abs(high)):
             low, high = min(low, best - margin), max(high, best + margin)
     t = np.linspace(low, high, 200)
-    reason = _REASONS.get(ProbeStatus(int(fit.get("status", ProbeStatus.NONE))))
+    reason = REASONS.get(ProbeStatus(int(fit.get("status", ProbeStatus.NONE))))
     ax = _axes(ax)
-    fitted = "fitted parabola" if reason is None else f"fitted parabola, not used: {reason[0]}"
+    fitted = "fitted parabola" if reason is None else f"fitted parabola, not used: {reason}"
     ax.plot(t, value - slope * t + curvature * t**2 / 2, color=BLUE, lw=2, label=fitted)
     if step_sizes is not None:
         ax.plot(step_sizes, losses, "o", color=ORANGE, ms=5, label="loss along the step")
@@ -201,7 +212,7 @@ def decrease(history: History, actual: Any, ax: Axes | None = None) -> Axes:
       >>> state = gen_optax.gen_adamw(controller=gen_optax.algorithm_1()).init(jnp.zeros(3))
       >>> ax = gen_optax.plot.decrease([gen_optax.metrics(state)] * 3, [0.1, 0.2, 0.1])
     """
-    columns = _columns(history)
+    columns = _history.columns(history)
     if "applied_learning_rate" not in columns:
         raise ValueError("decrease needs the rate of each step: collect gen_optax.metrics(state), not state.info.")
     actual = np.asarray(actual)
@@ -210,7 +221,7 @@ def decrease(history: History, actual: Any, ax: Axes | None = None) -> Axes:
             f"decrease needs one actual decrease per step, got {actual.shape} for a history of "
             f"{columns['applied_learning_rate'].shape}."
         )
-    shown = _probed(columns) & (columns["status"] == ProbeStatus.ACCEPTED)
+    shown = _history.probed(columns) & (columns["status"] == ProbeStatus.ACCEPTED)
     h = columns["applied_learning_rate"][shown]
     predicted = columns["slope"][shown] * h - columns["curvature"][shown] * h**2 / 2
     ax = _axes(ax)
@@ -226,42 +237,41 @@ def decrease(history: History, actual: Any, ax: Axes | None = None) -> Axes:
 _ROW_HEIGHT = 0.05  # of a row of marks, as a part of the axes
 
 
-def _columns(history: History) -> dict[str, np.ndarray]:
-    """The history as arrays by name, one entry a step."""
-    if isinstance(history, Mapping | GenInfo | GenState):
-        columns = {name: np.atleast_1d(np.asarray(value)) for name, value in _entry(history).items()}
-    else:
-        entries = [_entry(entry) for entry in history]
-        if not entries:
-            raise ValueError("The history is empty: collect gen_optax.metrics(state) after every step.")
-        columns = {name: np.asarray([entry[name] for entry in entries]) for name in entries[0]}
-    if "0/learning_rate" in columns:
-        raise ValueError(
-            "The history holds several learning rates. Pass those of one, without their number: "
-            "{name[2:]: value for name, value in metrics.items() if name.startswith('0/')}."
-        )
-    return columns
-
-
-def _entry(entry: Any) -> Mapping[str, Any]:
-    if isinstance(entry, Mapping):
-        return entry
-    return entry._asdict() if isinstance(entry, GenInfo) else metrics(entry)
-
-
-def _probed(columns: dict[str, np.ndarray]) -> np.ndarray:
-    """At which entries there was a probe. The first of a later piece of a run may tell of an earlier one."""
-    counts = columns["num_probes"]
-    return np.diff(counts, prepend=0 if counts[0] <= 1 else counts[0]) > 0
-
-
-def _steps(steps: Any, length: int) -> np.ndarray:
-    if steps is None:
-        return np.arange(1, length + 1)
-    steps = np.asarray(steps)
-    if steps.shape != (length,):
-        raise ValueError(f"steps needs one number per entry of the history, got {steps.shape} for {length} entries.")
-    return steps
+def _draw_rates(columns: dict[str, np.ndarray], ax: Axes, steps: np.ndarray, copied: Any = None) -> None:
+    """See `learning_rate`; `copied`: a schedule to draw as well."""
+    status = columns["status"]
+    nothing = np.full(status.shape, np.nan)
+    best, rate = (columns.get(name, nothing) for name in ("optimal_learning_rate", "learning_rate"))
+    applied = columns.get("applied_learning_rate", rate)
+    if not np.allclose(rate, applied, rtol=1e-6, equal_nan=True):
+        ax.plot(steps, _positive(applied), color=GREY, lw=1, label="as applied")
+    if "learning_rate" in columns:
+        ax.plot(steps, _positive(rate), color=BLUE, lw=2, label=r"learning rate $\eta$")
+    if copied is not None:
+        ax.plot(steps, _positive(np.asarray(copied(steps - 1))), "--", color=GREEN, lw=1.5, label="schedule to copy")
+    probed = _history.probed(columns)
+    good = probed & (status == ProbeStatus.ACCEPTED)
+    if good.any():
+        ax.plot(steps[good], _positive(best[good]), "o", color=ORANGE, ms=3, alpha=0.7, label=_counted("$b/A$", good))
+    ax.set(xlabel="step", ylabel="learning rate", yscale="log")
+    rejected = [(status == reason) & probed for reason in _MARKS]
+    row = 0
+    for (reason, marker), here in zip(_MARKS.items(), rejected, strict=True):
+        if here.any():
+            height = np.full(here.sum(), _ROW_HEIGHT * (row + 0.6))
+            ax.plot(
+                steps[here],
+                height,
+                marker,
+                color=VERMILION,
+                ms=4,
+                mew=0.8,
+                mfc="none",
+                transform=ax.get_xaxis_transform(),
+                label=_counted(REASONS[reason], here),
+            )
+            row += 1
+    _make_room(ax, row, _legend(ax, loc="upper center", ncols=2))
 
 
 def _positive(x: np.ndarray) -> np.ndarray:
