@@ -78,11 +78,11 @@ def report(history: History, figure: Figure | None = None, *, steps: Any = None)
     Args:
       history: see the module; with learning rates. If it has the name `loss`, the loss is drawn as well.
       figure: where to draw; None: a new one.
-      steps: as in :func:`learning_rate`.
+      steps: as in :func:`gen_optax.plot.learning_rate`.
 
     Returns:
-      The figure: above the loss of each step, below it :func:`learning_rate` with the schedule to copy as a dashed
-      line, and the lines of the report.
+      The figure: above the loss of each step, below it :func:`gen_optax.plot.learning_rate` with the schedule to copy
+      as a dashed line, and the lines of the report.
 
     Raises:
       ValueError: as :func:`gen_optax.report` does.
@@ -182,26 +182,30 @@ def parabola(
     return ax
 
 
-def decrease(history: History, actual: Any, ax: Axes | None = None) -> Axes:
+def decrease(history: History, actual: Any, ax: Axes | None = None, *, along: str = "path") -> Axes:
     r"""The decrease of the loss that the parabola predicts against the one that came.
 
-    A probe that looks ahead (`finite_difference`, `exact`) predicts the step that it was measured along: off the
-    diagonal, the loss is no parabola there, or `actual` is of another batch. The default probe, which looks back,
-    knows the last steps and cannot err about them; its parabola is held against the *next* step, and the scatter shows
-    how far they speak for another, if it is as long: give `actual` of as many steps as the probe judged together.
+    Both are of the steps that the probe judged: all steps since its anchor for a probe along the path (the default
+    one), the step to come for a probe along the step. On the batch of the probe they agree by construction along the
+    path, and as far as the loss is a parabola along the step. So measure `actual` on other data: off the diagonal, the
+    batch of the probe had a part in the steps, or is noisy.
 
     Args:
-      history: see the module; with learning rates.
-      actual: the decrease of the loss by each step, the loss before it less that after it on whatever batch, in the
-        order of the history, shape `(number of steps,)`.
+      history: see the module; with learning rates, an entry for every step.
+      actual: the decrease of the loss, in the order of the history, shape `(number of steps,)`. Along the path: the
+        loss of some data at the anchor less that at the parameters before this call of `update`. The anchor lies
+        `optax.tree.get(state, "probe").length` steps back, where `state` is the one that `update` gets. Along the step:
+        the loss before this step less that after it. Only the entries of accepted probes are drawn.
       ax: where to draw; None: a new figure.
+      along: what the probe measures along, "path" or "step", as in :func:`gen_optax.finite_difference`.
 
     Returns:
-      The axes: one dot per accepted probe, :math:`b h - A h^2 / 2` for the step `h` as applied against the real one;
-      on the diagonal the model was right.
+      The axes: one dot per accepted probe, :math:`b h - A h^2 / 2` against the real decrease; on the diagonal they
+      agree. `h` is the rate as applied: that of the step itself, or along the path that of the step before.
 
     Raises:
-      ValueError: if `actual` has another length than the history, or the history is empty or holds no learning rates.
+      ValueError: if `actual` has another length than the history, if the history is empty or holds no learning rates,
+        or if `along` is something else.
 
     Examples:
       >>> import matplotlib
@@ -210,8 +214,11 @@ def decrease(history: History, actual: Any, ax: Axes | None = None) -> Axes:
       >>> import gen_optax.plot
       >>> import jax.numpy as jnp
       >>> state = gen_optax.gen_adamw(controller=gen_optax.algorithm_1()).init(jnp.zeros(3))
-      >>> ax = gen_optax.plot.decrease([gen_optax.metrics(state)] * 3, [0.1, 0.2, 0.1])
+      >>> history = [gen_optax.metrics(state)] * 3
+      >>> ax = gen_optax.plot.decrease(history, [0.1, 0.2, 0.1], along="step")
     """
+    if along not in ("path", "step"):
+        raise ValueError(f'along must be "path" or "step", got {along!r}.')
     columns = _history.columns(history)
     if "applied_learning_rate" not in columns:
         raise ValueError("decrease needs the rate of each step: collect gen_optax.metrics(state), not state.info.")
@@ -221,8 +228,11 @@ def decrease(history: History, actual: Any, ax: Axes | None = None) -> Axes:
             f"decrease needs one actual decrease per step, got {actual.shape} for a history of "
             f"{columns['applied_learning_rate'].shape}."
         )
-    shown = _history.probed(columns) & (columns["status"] == ProbeStatus.ACCEPTED)
-    h = columns["applied_learning_rate"][shown]
+    h = columns["applied_learning_rate"]
+    if along == "path":
+        h = np.concatenate([[np.nan], h[:-1]])  # a path is measured in the rate of its last step
+    shown = _history.probed(columns) & (columns["status"] == ProbeStatus.ACCEPTED) & ~np.isnan(h)
+    h = h[shown]
     predicted = columns["slope"][shown] * h - columns["curvature"][shown] * h**2 / 2
     ax = _axes(ax)
     ax.plot(predicted, actual[shown], "o", color=ORANGE, ms=3, alpha=0.7, label=_counted("accepted probes", shown))

@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+import optax
 import pytest
 from helpers import gen_state, network, network_loss, train
 from matplotlib.colors import to_rgb
@@ -253,7 +254,7 @@ def test_decrease_shows_accepted_probes_at_what_they_promise():
     given = history(status=status)
     given["applied_learning_rate"] = given["learning_rate"] / 2
     actual = np.linspace(0.0, 0.1, 10)
-    drawn = lines(plot.decrease(given, actual))
+    drawn = lines(plot.decrease(given, actual, along="step"))
     h = given["applied_learning_rate"][[1, 5, 7, 9]]
     np.testing.assert_allclose(drawn["accepted probes"], np.c_[2.0 * h - 5.0 * h**2, actual[[1, 5, 7, 9]]])
     np.testing.assert_allclose(drawn["as predicted"][:, 0], drawn["as predicted"][:, 1])
@@ -270,17 +271,39 @@ def test_decrease_of_probes_ahead_is_that_of_their_own_step():
     controller = gen_optax.algorithm_1(init_learning_rate=0.01, smoothing=0.95)
     tx = gen_optax.gen_sgd(controller=controller, probe=gen_optax.exact(), every=2)
     _, _, losses, states = train(tx, w, loss_fn, 21)
-    drawn = lines(plot.decrease(jax.tree.map(lambda x: x[:-1], gen_state(states)), losses[:-1] - losses[1:]))
+    probed, actual = jax.tree.map(lambda x: x[:-1], gen_state(states)), losses[:-1] - losses[1:]
+    drawn = lines(plot.decrease(probed, actual, along="step"))
     predicted, actual = drawn["accepted probes"].T
     assert len(predicted) == 10
     np.testing.assert_allclose(predicted, actual, rtol=1e-3, atol=1e-5)
+
+
+def test_decrease_of_paths_is_that_of_the_steps_since_the_anchor():
+    """On the batch of the probe itself both are the same difference of two losses."""
+    params, batch = network()
+    tx = gen_optax.gen_adamw(num_steps=80)
+    _, _, losses, states = train(tx, params, network_loss, 80, **batch)
+    length = np.r_[0, optax.tree.get(states, "probe").length[:-1]]  # as each call of update finds it
+    actual = losses[np.arange(80) - length] - losses
+    drawn = lines(plot.decrease(gen_optax.metrics(states), actual))
+    predicted, real = drawn["accepted probes"].T
+    assert len(predicted) > 10
+    assert length.max() == 16
+    np.testing.assert_allclose(predicted, real, rtol=1e-3, atol=1e-5)
+
+
+def test_decrease_of_a_first_entry_has_no_rate_before_it():
+    one = {name: column[1:2] for name, column in history().items()}
+    assert len(lines(plot.decrease(one, [0.1], along="path"))["accepted probes"]) == 0
+    with pytest.raises(ValueError, match="'paths'"):
+        plot.decrease(one, [0.1], along="paths")
 
 
 def test_decrease_without_accepted_probes_and_with_one():
     none = history(status=np.full(10, int(ProbeStatus.ASCENT)))
     assert len(lines(plot.decrease(none, np.zeros(10)))["accepted probes"]) == 0
     one = {name: column[1:2] for name, column in history().items()}
-    assert len(lines(plot.decrease(one, [0.1]))["accepted probes"]) == 1
+    assert len(lines(plot.decrease(one, [0.1], along="step"))["accepted probes"]) == 1
     with pytest.raises(ValueError, match="one actual decrease per step"):
         plot.decrease(history(), np.zeros(9))
 
