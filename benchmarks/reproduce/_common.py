@@ -65,8 +65,8 @@ class Reproduction:
 def methods_of(*, horizon: bool, **settings: Any) -> dict[str, str]:
     """The paper's rule with these settings, the package's default, and the tuned schedule.
 
-    The rule has the clamp of the authors' package, with which the published numbers were made. Candidates are evaluated
-    one after the other: at these sizes several copies of the parameters are too many.
+    The rule has the clamp of the authors' package, with which the published numbers were made; its decay stands outside
+    of the smoothing. Candidates are evaluated one after the other: several copies of the parameters would be too many.
     """
     paper = methods.Spec(
         "gen_paper_horizon" if horizon else "gen_paper",

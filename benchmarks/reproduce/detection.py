@@ -130,14 +130,16 @@ class PyramidDetector(nn.Module):
 def read_penn_fudan(folder: Path, side: int) -> Arrays:
     """The photographs, fitted into the upper left of a square, and the pedestrians' boxes.
 
-    A box is what encloses a pedestrian's pixels in the mask, as in the tutorial; the text file says how many there are.
+    A box is what encloses a pedestrian's pixels in the mask, as in the tutorial. A mask may have more pedestrians than
+    its text file, which may leave out those that are small or half hidden.
 
     Returns:
       `image` uint8 `[n, side, side, 3]`; `boxes` float32 `[n, most, 4]`, top, left, bottom, right in pixels of the
       square; `labels` int32 `[n, most]`, 0 for a pedestrian and -1 for none.
 
     Raises:
-      ValueError: where a text file and a mask disagree.
+      FileNotFoundError: where the folder has no text files, or a photograph or a mask is missing.
+      ValueError: where a mask has fewer pedestrians than its text file.
     """
     annotations = sorted((folder / "Annotation").glob("*.txt"))
     if not annotations:
@@ -157,8 +159,8 @@ def _read_one(folder: Path, annotation: Path, side: int) -> tuple[np.ndarray, np
     text = annotation.read_text(encoding="latin-1")
     count = int(re.search(r"Objects with ground truth\s*:\s*(\d+)", text)[1])
     mask = np.asarray(Image.open(folder / "PedMasks" / f"{annotation.stem}_mask.png"))
-    people = [np.nonzero(mask == number) for number in range(1, int(mask.max()) + 1)]
-    if len(people) != count or not all(len(rows) for rows, _ in people):
+    people = [np.nonzero(mask == number) for number in np.unique(mask) if number > 0]
+    if len(people) < count:
         raise ValueError(f"{annotation} counts {count} pedestrians, and its mask has {len(people)}.")
     photograph = Image.open(folder / "PNGImages" / f"{annotation.stem}.png").convert("RGB")
     factor = side / max(photograph.size)

@@ -5,7 +5,6 @@ the initial rate 2e-5 and probes on the next batch at every eighth step are thos
 Adapters of rank 8 on queries and values are the paper's 0.3 million parameters; they are scaled by 2.
 """
 
-import csv
 import functools
 import json
 from collections.abc import Callable, Iterator
@@ -256,6 +255,9 @@ def _published(folder: Path, module: Roberta) -> dict[str, np.ndarray]:
     """The weights by the names that BERT's have, and positions from the first one that is used."""
     weights = {name.removeprefix("roberta."): array for name, array in read_weights(folder).items()}
     positions = "embeddings.position_embeddings.weight"
+    for name in (positions, f"encoder.layer.{module.depth - 1}.output.dense.bias"):
+        if name not in weights:
+            raise ValueError(f"The weights have no array {name}, which config.json implies: they are of another model.")
     return {**weights, positions: weights[positions][module.pad + 1 :]}
 
 
@@ -272,17 +274,19 @@ def read_glue(path: Path, task: Task) -> Iterator[tuple[tuple[str, ...], int]]:
     Raises:
       ValueError: on a row that lacks a column, or has a label that the task does not know.
     """
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        names = next(rows) if task.header else None
-        if names and not {*task.texts, task.label} <= set(names):
+    # No quoting, and only a line feed ends a row: sentences hold quotation marks and other ends of lines.
+    with open(path, encoding="utf-8-sig", newline="\n") as file:
+        rows = ((number, line.rstrip("\r\n").split("\t")) for number, line in enumerate(file, 1))
+        names = next(rows, (0, []))[1] if task.header else None
+        if names is not None and not {*task.texts, task.label} <= set(names):
             raise ValueError(f"{path} names no columns {', '.join((*task.texts, task.label))}: is it {task.folder}?")
         *texts, label = (names.index(name) if names else name for name in (*task.texts, task.label))
-        for row in rows:
-            if len(row) <= max(*texts, label) and task.skips_short_rows:
+        for number, row in rows:
+            is_short = len(row) <= max(*texts, label)
+            if is_short and task.skips_short_rows:
                 continue
-            if len(row) <= max(*texts, label) or row[label] not in task.labels:
-                raise ValueError(f"{path}, line {rows.line_num}: no row of {task.folder} with its label.")
+            if is_short or row[label] not in task.labels:
+                raise ValueError(f"{path}, line {number}: no row of {task.folder} with its label.")
             yield tuple(row[text] for text in texts), task.labels.index(row[label])
 
 

@@ -24,15 +24,21 @@ def rng():
     return np.random.default_rng(0)
 
 
-@pytest.mark.parametrize("name", reproduce.known())
+def settings():
+    """All of them; of GLUE each task in one way, the other ways when slow tests are asked for."""
+    glue = [f"roberta_{way}_{task}" for task in understanding.TASKS for way in ("lora", "bitfit", "full")]
+    slow = {name for index, name in enumerate(glue) if index // 3 % 3 != index % 3}
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name in slow)) for name in reproduce.known()]
+
+
+@pytest.mark.parametrize("name", settings())
 def test_each_setting_trains(name, tmp_path, rng, capsys, monkeypatch):
     monkeypatch.setattr(images, "_SIDE", 64)
     monkeypatch.setattr(detection, "_SIDE", 64)
     data, weights = put_files(name, tmp_path, rng)
     setting = reproduce.get(name)
-    # All rules once in each family; the rule of the paper in each setting.
     specs = [setting.methods[PAPER]]
-    if name in ("resnet50_cifar10", "vit_base_cifar100", "roberta_lora_mrpc", "bert4rec_ml1m", "detector_pennfudan"):
+    if name in ("vit_base_cifar100", "roberta_full_mrpc"):  # the others differ in nothing that a rule sees
         specs += [setting.methods[DEFAULT], "baseline:learning_rate=0.001,schedule=linear"]
     given = [] if weights is None else ["--weights", str(weights)]
     length = ["--num-steps", "2", "--batch-size", "4"]
@@ -244,12 +250,13 @@ def test_glue_as_it_was_written(name, tmp_path):
     for file in ("train.tsv", *task.dev):
         assert list(understanding.read_glue(tmp_path / task.folder / file, task)) == written
     path = tmp_path / task.folder / "train.tsv"
-    text = path.read_text(encoding="utf-8")
-    path.write_text(text + text.splitlines()[-1].rpartition("\t")[0].rpartition("\t")[0] + "\n", encoding="utf-8")
+    rows = path.read_bytes().count(b"\n")
+    with open(path, "ab") as file:
+        file.write(b"short\n")
     if task.skips_short_rows:
         assert list(understanding.read_glue(path, task)) == written
     else:
-        with pytest.raises(ValueError, match=rf"train\.tsv, line {text.count(chr(10)) + 1}: no row of {task.folder}"):
+        with pytest.raises(ValueError, match=rf"train\.tsv, line {rows + 1}: no row of {task.folder}"):
             list(understanding.read_glue(path, task))
 
 
@@ -274,9 +281,20 @@ def test_weights_of_roberta(tmp_path, rng):
     put_glue(tmp_path, "mrpc")
     params, _ = understanding.load("mrpc", "full", tmp_path, tmp_path).init(jax.random.key(0))
     np.testing.assert_array_equal(params["positions"], weights["roberta.embeddings.position_embeddings.weight"][2:])
+    np.testing.assert_array_equal(params["norm"]["scale"], weights["roberta.embeddings.LayerNorm.weight"])
     np.testing.assert_array_equal(
         params["layer_1"]["value"]["kernel"], weights["roberta.encoder.layer.1.attention.self.value.weight"].T
     )
+
+
+def test_weights_of_fewer_layers_are_noticed(tmp_path, rng):
+    put_glue(tmp_path, "mrpc")
+    weights = put_roberta(tmp_path, rng, depth=2)
+    save({name: array for name, array in weights.items() if "layer.1." not in name}, tmp_path)
+    with pytest.raises(
+        ValueError, match=r"no array encoder\.layer\.1\.output\.dense\.bias, which config\.json implies"
+    ):
+        understanding.load("mrpc", "full", tmp_path, tmp_path).init(jax.random.key(0))
 
 
 # Two adapters of two arrays; six dense layers and two norms, and the norm before them.
@@ -571,7 +589,7 @@ def put_glue(folder, name):
     """The texts and classes of each of the files, which are alike."""
     task = understanding.TASKS[name]
     header, row = GLUE_ROWS[name]
-    words = ['a "good film', "bad", "film good good film", "naïve, bad film"]
+    words = ['a "good film', "bad\rfilm", "film good good film", "naïve, bad film"]
     rows, lines = [], [] if header is None else [header]
     for index in range(24):
         texts = tuple(words[(index + shift) % 4] for shift in range(len(task.texts)))
@@ -580,7 +598,7 @@ def put_glue(folder, name):
         lines.append(row.format(*texts, i=index, label=task.labels[label]))
     (folder / task.folder).mkdir()
     for file in ("train.tsv", *task.dev):
-        (folder / task.folder / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (folder / task.folder / file).write_text("\n".join(lines) + "\n", encoding="utf-8", newline="")
     return rows
 
 
