@@ -22,7 +22,8 @@ import gen_optax
 from benchmarks import store
 
 CORE = Path(gen_optax.__file__).parent
-_NOT_CORE = {"demo", "linen", "nnx", "plot"}  # no training run of the suite goes through them
+# No training run of the suite goes through them.
+_NOT_CORE = {"__init__", "_history", "_report", "demo", "linen", "nnx", "plot"}
 FAMILIES = ("gen", "gen_horizon", "gen_paper", "gen_paper_horizon", "cdat", "lqa")
 """The method families that use GeN's core. All others are the same whatever the rule."""
 NOTE = "rules"
