@@ -10,7 +10,8 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-NAMES = ("index", "quick-start", "how-it-works", "when-it-does-not-work", "peers", "faq")
+NAMES = ("index", "how-it-works", "when-it-does-not-work", "peers", "faq")
+# The quick start: tests/test_quick_start.py.
 SITE = [ROOT / "docs" / f"{name}.md" for name in NAMES]
 GUIDES = ROOT / "docs" / "guides"
 # The other pages of frameworks/ need the framework: tests/frameworks runs them.
