@@ -71,30 +71,11 @@ def _precision(which: int) -> Callable[[store.Store], str | None]:
     return content
 
 
-_LEVEL = -0.1
-"""A mean metric is level with another if it is not worse by more per cent than this."""
-
-
-def _gains(results: store.Store) -> dict[str, dict[str, float]]:
-    """Per cent beside the tuned baseline by workload, with a horizon and with an open end, where both are known."""
-    compared = quality.beside_the_tuned(quality.groups_of(results))
-    found = {
-        method: {
-            workload: gain
-            for workload, (cells, baseline) in compared[method].items()
-            if (gain := pages.gain(cells, baseline)) is not None
-        }
-        for method in ("gen_horizon", "gen")
-    }
-    common = [workload for workload in found["gen_horizon"] if workload in found["gen"]]
-    return {method: {workload: gains[workload] for workload in common} for method, gains in found.items()}
-
-
 def _level(results: store.Store) -> Numbers | None:
-    gains = _gains(results)
+    gains = quality.gains_of(quality.groups_of(results))
     if not gains["gen"]:
         return None
-    level = {method: sum(gain >= _LEVEL for gain in entries.values()) for method, entries in gains.items()}
+    level = {method: sum(gain >= quality.LEVEL for gain in entries.values()) for method, entries in gains.items()}
     return {
         "workloads": str(len(gains["gen"])),
         "horizon": str(level["gen_horizon"]),
@@ -103,9 +84,9 @@ def _level(results: store.Store) -> Numbers | None:
 
 
 def _behind(results: store.Store) -> Numbers | None:
-    gains = _gains(results)
+    gains = quality.gains_of(quality.groups_of(results))
     both = {workload: (gains["gen_horizon"][workload], gains["gen"][workload]) for workload in gains["gen"]}
-    behind = {workload: pair for workload, pair in both.items() if min(pair) < _LEVEL}
+    behind = {workload: pair for workload, pair in both.items() if min(pair) < quality.LEVEL}
     if not behind:
         return None
     ordered = sorted(behind, key=lambda workload: behind[workload][0])

@@ -172,12 +172,16 @@ def performance_profile(costs: Mapping[str, Mapping[str, float]], taus: Sequence
 
 
 @contextlib.contextmanager
-def picture(path: Path, columns: int = 1, rows: int = 1, **settings: Any) -> Iterator[np.ndarray]:
-    """A figure with `rows x columns` axes, saved to `path` at the end, but not within `no_pictures`."""
+def picture(
+    path: Path, columns: int = 1, rows: int = 1, size: tuple[float, float] | None = None, **settings: Any
+) -> Iterator[np.ndarray]:
+    """A figure with `rows x columns` axes, saved to `path` at the end, but not within `no_pictures`.
+
+    Its size in inches is that of the axes unless given. One of a single column can be read on a phone.
+    """
+    size = size or (5.2 * columns, 3.8 * rows)
     with plt.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure, axes = plt.subplots(
-            rows, columns, figsize=(5.2 * columns, 3.8 * rows), squeeze=False, layout="constrained", **settings
-        )
+        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **settings)
         try:
             yield axes
             if _saves.get():
@@ -260,6 +264,28 @@ def gain(cells: Cells, baseline: Cells | None, split: str = "test") -> float | N
         return None
     ours, theirs = (mean_result(group, metric, split) for group in (cells, baseline))
     return round(100 * (theirs - ours) / abs(theirs), 6) + 0.0  # not -1e-14
+
+
+def gain_error(cells: Cells, baseline: Cells, split: str = "test") -> float:
+    r"""The standard error of `gain`, from the spread over the seeds of both.
+
+    With means :math:`m` and :math:`b` of the metric, and standard errors :math:`s_m` and :math:`s_b` of these, it is
+    to first order
+
+    .. math:: 100 \sqrt{s_m^2 + (m s_b / b)^2} / |b|.
+
+    Returns:
+      The error in per cent; NaN where a seed failed, or where either has fewer than two.
+    """
+    groups = (cells, baseline)
+    if any(len(group) < 2 or len(survivors(group)) < len(group) for group in groups):
+        return math.nan
+    metric = cells[0]["workload"]["metric"]
+    values = [[cell["final"][split][metric] for cell in group] for group in groups]
+    (ours, theirs), (error, their_error) = zip(
+        *((np.mean(entries), np.std(entries, ddof=1) / math.sqrt(len(entries))) for entries in values), strict=True
+    )
+    return float(100 * np.hypot(error, ours * their_error / theirs) / abs(theirs))
 
 
 def gains(results: store.Store, compared: Mapping[str, Mapping[str, tuple[Cells, Cells]]], split: str = "test") -> str:

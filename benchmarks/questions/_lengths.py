@@ -30,7 +30,7 @@ WORKLOADS = (
 )
 FACTORS = (0.25, 1, 4, 10)  # times the workload's own number of steps
 METHODS = ("gen_horizon", "gen")
-_SCHEDULES = ("constant", "linear")
+SCHEDULES = ("constant", "linear")
 
 
 def run(study: Study) -> None:
@@ -39,8 +39,8 @@ def run(study: Study) -> None:
     for workload in map(study.load, names):
         for factor in FACTORS:
             num_steps = pages.steps_at(workload.num_steps, factor)
-            choice = tune.tune(workload, study.results, schedules=_SCHEDULES, num_steps=num_steps)
-            tuned = [choice["schedules"][schedule]["method"] for schedule in _SCHEDULES]
+            choice = tune.tune(workload, study.results, schedules=SCHEDULES, num_steps=num_steps)
+            tuned = [choice["schedules"][schedule]["method"] for schedule in SCHEDULES]
             study.train(workload, [*METHODS, *tuned], num_steps=num_steps)
 
 
@@ -152,10 +152,10 @@ def _at(results, workload, factor):
     if not by_method:
         return None
     key = next(iter(by_method.values()))[0]["key"]
-    choice = tune.choice(results, workload, tune.setting_name(key), _SCHEDULES)
+    choice = tune.choice(results, workload, tune.setting_name(key), SCHEDULES)
     if choice is None:
         return None
-    names = {choice["schedules"][schedule]["method"]: f"tuned, {schedule}" for schedule in _SCHEDULES}
+    names = {choice["schedules"][schedule]["method"]: f"tuned, {schedule}" for schedule in SCHEDULES}
     rivals = {"gen_horizon": names[choice["best"]], "gen": "tuned, constant"}
     names |= {method: method for method in METHODS}
     return {name: by_method[method] for method, name in names.items() if method in by_method}, rivals

@@ -1,10 +1,10 @@
 """Quality: how well does each method train, beside a tuned baseline?
 
-The baseline is the workload's base optimizer with learning rate and schedule chosen by `benchmarks.tune`; its rows by
-schedule are there too, and AdamW and SGD at rates that nobody tuned.
-Ranks are by the test metric. The performance profile is the share of workloads on which a
-method's cost is within a factor tau of the least cost: once for the final test loss, once for the steps that a method
-needs to reach the tuned baseline's final training loss. On cheap workloads runs of other lengths are compared as well.
+The page opens with a picture of the gain on each workload. The baseline is the workload's base optimizer with learning
+rate and schedule chosen by `benchmarks.tune`; its rows by schedule are there too, and AdamW and SGD at rates that
+nobody tuned. Ranks are by the test metric. The performance profile is the share of workloads on which a method's cost
+is within a factor tau of the least cost: once for the final test loss, once for the steps that a method needs to reach
+the tuned baseline's final training loss. On cheap workloads runs of other lengths are compared as well.
 """
 
 import math
@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import methods, store, tune
+from benchmarks import methods, rule, store, tune
 from benchmarks import report as pages
-from benchmarks.questions import Study, _lengths
+from benchmarks.questions import Study, _gains, _lengths
+from gen_optax.plot import BLUE, GREEN, GREY, ORANGE
 
 Rows = dict[str, list[dict[str, Any]]]  # the cells of the reported seeds by the name of the method
 
@@ -37,6 +38,24 @@ _IN_BRIEF = {
     "**GeN, open end**": "gen",
 }
 _BRIEF = ("gpt_moby", "digits_autoencoder", "digits_mlp", "logreg_minibatch", "diffusion_digits", "word2vec_moby")
+LEVEL = -0.1
+"""A mean metric is level with another if it is not worse by more per cent than this."""
+# What the profiles draw, its name for readers, and its colour: GeN and what people use. The tables have all methods.
+_IN_PROFILES = {
+    "gen_horizon": ("GeN, steps given", BLUE),
+    "gen": ("GeN, open end", ORANGE),
+    TUNED: ("tuned baseline", "black"),
+    "untuned AdamW, 1e-3": ("AdamW at 1e-3, untuned", GREY),
+    "prodigy:schedule=cosine": ("Prodigy with cosine", GREEN),
+    "schedule_free_adamw:warmup=0.05": ("schedule-free AdamW, warm-up", "#CC79A7"),
+}
+_BEST_OTHER = "#56B4E9"
+_TITLES = {
+    1: "The workload's own steps",
+    0.25: "A quarter of the steps",
+    4: "Four times the steps",
+    10: "Ten times the steps",
+}
 _LEAST_LOSS = 1e-6  # test losses below count as this: ratios of losses that are all zero to the eye mean nothing
 
 
@@ -52,12 +71,13 @@ def run(study: Study) -> None:
 
 
 def report(results: store.Store) -> str | None:
-    """Ranks, profiles, the trend with the length of runs, and a table per workload."""
+    """The gains in a picture, ranks, profiles, the trend with the length of runs, and a table per workload."""
     groups = groups_of(results)
     if not groups:
         return None
     compared = beside_the_tuned(groups)
     parts = [
+        *_opening(results, groups),
         f"## In short\n\n{summary(results, groups)}",
         f"## Beside the tuned baseline\n\n{pages.gains(results, compared)}",
         _ranking(results, comparable(groups)),
@@ -67,6 +87,74 @@ def report(results: store.Store) -> str | None:
         parts.append(f"## In shorter and longer runs\n\n{lengths}")
     parts += [f"## {workload}\n\n{_table(results, rows)}" for workload, rows in groups.items()]
     return "\n\n".join(parts)
+
+
+def _opening(results: store.Store, groups: dict[str, Rows]) -> list[str]:
+    """A picture of the gains, what it shows, and how to read it; nothing where GeN was not trained."""
+    lengths = {title: groups if factor == 1 else groups_of(results, factor) for factor, title in _TITLES.items()}
+    panels = {title: panel for title, rows in lengths.items() if (panel := _panel(rows))}
+    if not panels:
+        return []
+    path = results.root / "quality_gains.png"
+    _gains.draw(path, panels)
+    drawn = [
+        cell
+        for title, panel in panels.items()
+        for workload, gains in panel.items()
+        for method in gains
+        for cell in lengths[title][workload][method]
+    ]
+    picture = f"![The gain on each workload beside the tuned baseline]({path.name})"
+    return [picture, " ".join(_read_off(groups)), rule.describe(results, drawn)]
+
+
+def _panel(groups: dict[str, Rows]) -> dict[str, dict[str, _gains.Gain]]:
+    """The gains, by workload and method, on those where GeN and the tuned baseline are known."""
+    panel: dict[str, dict[str, _gains.Gain]] = {}
+    for workload, rows in groups.items():
+        baseline = rows.get(TUNED)
+        for method in _gains.METHODS if _has_gen(rows) and baseline else ():
+            if method in rows and (gain := pages.gain(rows[method], baseline)) is not None:
+                error = pages.gain_error(rows[method], baseline)
+                panel.setdefault(workload, {})[method] = _gains.Gain(gain, error)
+    return panel
+
+
+def _read_off(groups: dict[str, Rows]) -> list[str]:
+    """On how many workloads GeN keeps up, where it does not, and what the bars are."""
+    gains = gains_of(groups)
+    horizon, open_end = gains["gen_horizon"], gains["gen"]
+    sentences = []
+    if horizon:
+        level = [sum(gain >= LEVEL for gain in of_workloads.values()) for of_workloads in (horizon, open_end)]
+        sentences.append(
+            f"GeN is ahead of the tuned baseline, or at most {-LEVEL:g} % behind, on {level[0]} of {len(horizon)} "
+            f"workloads with the steps given and on {level[1]} with an open end."
+        )
+    behind = [workload for workload in horizon if min(horizon[workload], open_end[workload]) < LEVEL]
+    if behind:
+        names = [f"`{workload}`" for workload in sorted(behind, key=lambda workload: -horizon[workload])]
+        sentences.append(f"It loses on {', '.join(names)}.")
+    sentences.append(
+        "Bars are standard errors of the gain, from the spread over the seeds of both; the baseline is tuned again for "
+        "each length."
+    )
+    return sentences
+
+
+def gains_of(groups: dict[str, Rows]) -> dict[str, dict[str, float]]:
+    """Per cent beside the tuned baseline by workload, with a horizon and with an open end, where both are known."""
+    compared = beside_the_tuned(groups)
+    found = {
+        method: {
+            workload: gain
+            for workload, (cells, baseline) in compared.get(method, {}).items()
+            if (gain := pages.gain(cells, baseline)) is not None
+        }
+        for method in ("gen_horizon", "gen")
+    }
+    common = [workload for workload in found["gen_horizon"] if workload in found["gen"]]
+    return {method: {workload: gains[workload] for workload in common} for method, gains in found.items()}
 
 
 def beside_the_tuned(groups: dict[str, Rows]) -> dict[str, dict[str, tuple[list[Any], list[Any]]]]:
@@ -83,9 +171,9 @@ def _others() -> dict[str, str]:
     return {**{method: method for method in methods.QUALITY}, **methods.UNTUNED}
 
 
-def groups_of(results: store.Store) -> dict[str, Rows]:
-    """The rows of every workload that has any."""
-    return {workload: rows for workload in results.workloads() if (rows := _rows(results, workload))}
+def groups_of(results: store.Store, factor: float = 1) -> dict[str, Rows]:
+    """The rows of every workload that has any, in runs of `factor` times its own steps."""
+    return {workload: rows for workload in results.workloads() if (rows := _rows(results, workload, factor))}
 
 
 def summary(results: store.Store, groups: dict[str, Rows]) -> str:
@@ -123,12 +211,13 @@ def _test_metric(cells: list[dict[str, Any]]) -> str:
     return pages.mean_and_spread(values) + (f" ({failed} of {len(cells)} failed)" if failed else "")
 
 
-def _rows(results: store.Store, workload: str) -> Rows:
-    by_method = pages.by_method(results, workload)
+def _rows(results: store.Store, workload: str, factor: float) -> Rows:
+    by_method = pages.by_method(results, workload, factor=factor)
     names = list(_others().items())
     if by_method:
         key = next(iter(by_method.values()))[0]["key"]
-        choice = tune.choice(results, workload, tune.setting_name(key))
+        schedules = methods.SCHEDULES if factor == 1 else _lengths.SCHEDULES
+        choice = tune.choice(results, workload, tune.setting_name(key), schedules)
         if choice is not None:
             by_schedule = [(_SCHEDULES[name], entry["method"]) for name, entry in choice["schedules"].items()]
             names = [(TUNED, choice["best"]), *by_schedule, *names]
@@ -194,7 +283,7 @@ def _profiles(results: store.Store, groups: dict[str, Rows]) -> str:
     ]
     if not kinds:
         return ""
-    parts = [f"## Performance profiles\n\n![profiles]({_draw(results, kinds)})"]
+    parts = [f"## Performance profiles\n\n![profiles]({_draw(results, kinds)})", _DRAWN]
     for costs, what, taus in kinds:
         profile = pages.performance_profile(costs, taus)
         shown = [int(np.argmin(abs(taus - tau))) for tau in np.linspace(1, taus[-1], 5)]
@@ -209,21 +298,41 @@ def _by_area(profile: dict[str, list[float]]) -> list[str]:
     return sorted(profile, key=lambda name: -np.mean(profile[name]))
 
 
+_DRAWN = (
+    "The picture shows GeN, what people use beside it, and the best other method by the mean area under both curves. "
+    "The tables have every method."
+)
+
+
+def _in_profiles(profiles: list[dict[str, list[float]]]) -> dict[str, tuple[str, str]]:
+    """The methods to draw, their names and colours: those of `_IN_PROFILES` and the best of the others."""
+    shown = {name: style for name, style in _IN_PROFILES.items() if name in profiles[0]}
+    areas = {
+        name: np.mean([np.mean(profile[name]) for profile in profiles if name in profile])
+        for name in profiles[0]
+        if name not in shown
+    }
+    if areas:
+        best = max(areas, key=areas.__getitem__)
+        shown[best] = (best, _BEST_OTHER)
+    return shown
+
+
 def _draw(results: store.Store, kinds: list[tuple[dict[str, dict[str, float]], str, np.ndarray]]) -> str:
-    """The profiles beside each other, a method of one colour and dash in both."""
+    """The profiles below each other, a method of one colour in both."""
     path = results.root / "quality_profiles.png"
-    styles: dict[str, dict[str, Any]] = {}
-    with pages.picture(path, len(kinds)) as axes:
-        axes[0, 0].figure.set_size_inches(2 + 5 * len(kinds), 5.5)
-        for axis, (costs, what, taus) in zip(axes.flat, kinds, strict=True):
-            profile = pages.performance_profile(costs, taus)
-            for name in _by_area(profile):
-                style = styles.setdefault(name, pages.style(len(styles)))
-                width = 2.5 if name.startswith("gen") or name == TUNED else 1.2
-                axis.step(taus, profile[name], where="post", label=name, lw=width, **style)
-            axis.set(xlabel=f"τ: factor on the least\n{what}", ylabel="share of workloads", ylim=(-0.02, 1.02))
+    profiles = [pages.performance_profile(costs, taus) for costs, _, taus in kinds]
+    shown = _in_profiles(profiles)
+    with pages.picture(path, rows=len(kinds), size=(5.2, 1.2 + 3.2 * len(kinds))) as axes:
+        for axis, profile, (_, what, taus) in zip(axes.flat, profiles, kinds, strict=True):
+            for index, (name, (label, colour)) in enumerate(shown.items()):
+                if name in profile:
+                    # Curves meet: a later one is thinner, and leaves the edges of the earlier to see.
+                    width = 5.0 - 0.7 * index
+                    axis.step(taus, profile[name], where="post", label=label, lw=width, color=colour)
+            axis.set(xlabel=f"τ: factor on the least\n{what}", ylabel="share of workloads", ylim=(-0.03, 1.03))
         axes[0, 0].figure.legend(
-            *axes[0, 0].get_legend_handles_labels(), loc="outside right", fontsize=7, frameon=False
+            *axes[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False
         )
     return path.name
 

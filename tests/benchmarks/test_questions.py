@@ -13,8 +13,10 @@ from toy import toy
 import gen_optax
 from benchmarks import __main__ as command_line
 from benchmarks import methods, questions, runner, store, tune
+from benchmarks import report as pages
 from benchmarks.questions import (
     Study,
+    _gains,
     _lengths,
     authors,
     batch_size,
@@ -127,7 +129,15 @@ def test_quality_of_shorter_and_longer_runs(study, monkeypatch):
     monkeypatch.setattr(methods, "QUALITY", ("gen",))
     for name, value in (("WORKLOADS", ("toy",)), ("METHODS", ("gen",)), ("FACTORS", (0.25, 1, 4))):
         monkeypatch.setattr(_lengths, name, value)
+    drawn = {}
+    monkeypatch.setattr(_gains, "draw", lambda path, panels: drawn.update(panels))
     text = page_of(quality, study, monkeypatch).split("## In shorter and longer runs")[1].split("## ")[0]
+    # A panel for each length, with the better of what was tuned for it as the baseline.
+    assert list(drawn) == ["The workload's own steps", "A quarter of the steps", "Four times the steps"]
+    key = {"batch_size": 16, "num_steps": 16, "precision": "float32"}
+    best = tune.choice(study.results, "toy", tune.setting_name(key), _lengths.SCHEDULES)["best"]
+    cells = pages.by_method(study.results, "toy", factor=4)
+    assert drawn["Four times the steps"]["toy"]["gen"].value == pages.gain(cells["gen"], cells[best])
     assert "| workload | method | test metric | 0.25 x | 1 x | 4 x |" in text
     assert text.count("| toy | tuned, ") == 2
     (gain,) = (line.split(" | ") for line in text.splitlines() if line.startswith("| gen | toy | "))

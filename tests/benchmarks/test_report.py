@@ -5,7 +5,7 @@ import math
 import pytest
 
 from benchmarks import methods, report, rule, store, tune
-from benchmarks.questions import quality
+from benchmarks.questions import _gains, quality
 
 INF = math.inf
 
@@ -144,6 +144,116 @@ def test_gains_beside_the_tuned_baseline(results):
     assert rows["prodigy"] == rows["zoom"] == "-∞"
 
 
+def test_the_error_of_a_gain(results):
+    # Accuracies 0.8 and 0.6 beside 0.9 and 0.7: means of 0.7 and 0.8, both with a standard error of 0.1.
+    theirs = [cell("momo", 1, 2.0), cell("momo", 2, 4.0)]
+    ours = [cell("gen", 1, 1.0), cell("gen", 2, 3.0)]
+    assert report.gain(ours, theirs) == pytest.approx(100 / 7)
+    assert report.gain_error(ours, theirs) == pytest.approx(100 / 0.7 * math.hypot(0.1, 0.1 * 0.8 / 0.7))
+    assert report.gain_error([cell("gen", 1, 1.0), cell("gen", 2, 1.0)], theirs) == pytest.approx(
+        100 * 0.9 * 0.1 / 0.7**2
+    )
+    assert math.isnan(report.gain_error(ours[:1], theirs))
+    assert math.isnan(report.gain_error(ours, [theirs[0], cell("momo", 2, diverged=True)]))
+
+
+def test_the_page_opens_with_a_picture_and_how_to_read_it(results, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(_gains, "draw", lambda path, panels: drawn.update(panels))
+    for seed in (1, 2):
+        results.put(cell("gen_horizon", seed, 3.5 + seed / 10))
+        results.put(cell("prodigy:schedule=cosine", seed, 4.0))
+        results.put(cell("momo", seed, 4.0))  # has no place in the picture
+    opening = quality.report(results).split("## ")[0]
+    assert opening.startswith("![The gain on each workload beside the tuned baseline](quality_gains.png)\n\n")
+    assert "on 0 of 1 workloads with the steps given and on 1 with an open end. It loses on `toy`." in opening
+    assert opening.strip().endswith(f"Rule {rule.fingerprint()}.")
+    (panel,) = drawn.values()
+    assert set(panel["toy"]) == {"gen", "gen_horizon", "prodigy:schedule=cosine"}
+    # 0.7 for the baseline with a standard error of 0.1; 0.635 with one of 0.005; 0.8.
+    error = 100 / 0.7 * math.hypot(0.005, 0.1 * 0.635 / 0.7)
+    assert panel["toy"]["gen_horizon"] == pytest.approx((-100 * 0.065 / 0.7, error), rel=1e-6)
+    assert panel["toy"]["gen"].value == pytest.approx(100 / 7)
+
+
+def test_without_gen_there_is_no_picture_of_gains(results):
+    results.remove(lambda cell: cell["key"]["method"] == "gen")
+    assert quality.report(results).startswith("## In short")
+    assert not (results.root / "quality_gains.png").exists()
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn, by the names of their files, which are not written."""
+    figures = {}
+    monkeypatch.setattr(report, "_save", lambda figure, path: figures.update({path.name: figure}))
+    return figures
+
+
+def test_the_picture_of_gains(tmp_path, figures):
+    def gain(value, error=1.0):
+        return _gains.Gain(value, error)
+
+    own = {
+        "worst": {"gen_horizon": gain(-419.0), "gen": gain(-INF, math.nan), "untuned AdamW, 1e-3": gain(-40.0)},
+        "best": {"gen_horizon": gain(5.0, 2.0), "gen": gain(4.0, math.nan), "untuned AdamW, 1e-3": gain(51.6)},
+    }
+    shorter = {"new": {"gen": gain(9.0)}, "worst": {"gen": gain(3.0)}, "best": {"gen": gain(1.0)}}
+    _gains.draw(tmp_path / "gains.png", {"own": own, "shorter": shorter})
+    figure = figures["gains.png"]
+    above, below = figure.axes
+    # The order of the first panel, from the top, in all.
+    assert [label.get_text() for label in above.get_yticklabels()] == ["best", "worst"]
+    assert [label.get_text() for label in below.get_yticklabels()] == ["best", "worst", "new"]
+    assert above.yaxis.get_inverted()
+    # What is off has its number, and nothing is drawn beyond the edge.
+    assert {text.get_text() for text in above.texts} == {"← -419", "← failed", "← -40", "+52 →"}
+    marks = {line.get_marker(): [] for line in above.lines}
+    for line in above.lines:
+        marks[line.get_marker()] += [float(x) for x in line.get_xdata()]
+    assert (marks["o"], marks["s"], marks["x"]) == ([5, -30], [4, -30], [30, -30])
+    bars = [[float(x) for x in line.get_xdata()] for line in above.lines if line.get_linewidth() == 1.8]
+    assert bars == [[3, 7]]
+    assert [text.get_text() for text in figure.legends[0].texts] == [
+        "GeN, steps given",
+        "GeN, open end",
+        "AdamW at 1e-3, untuned",
+    ]
+    # A phone shows 624 dots at half their size: letters of 10 points are 9 pixels high there.
+    assert figure.get_size_inches()[0] == pytest.approx(5.2)
+    assert min(label.get_fontsize() for label in (*above.get_yticklabels(), *below.get_xticklabels())) >= 10
+
+
+def test_marks_of_one_lane_that_are_off_stand_beside_each_other(tmp_path, figures):
+    rows = {"gen": _gains.Gain(1.0, 1.0), **{name: _gains.Gain(-50.0, 1.0) for name in _gains.METHODS[2:]}}
+    _gains.draw(tmp_path / "gains.png", {"own": {"toy": rows}})
+    x = [float(line.get_xdata()[0]) for line in figures["gains.png"].axes[0].lines if line.get_marker() in ("x", "^")]
+    assert x == [-30, -18]
+
+
+def test_profiles_draw_few_methods_and_table_all(results, figures):
+    losses = {"gen_horizon": 2.5, "momo": 9.0, "dog": 2.2, "cocob": 8.0, "dowg": 7.0}
+    losses |= {name: 6.0 for name in quality._IN_PROFILES if ":" in name}
+    losses[methods.UNTUNED["untuned AdamW, 1e-3"]] = 5.0
+    for name, loss in losses.items():
+        results.put(cell(name, 1, loss))
+    text = quality.report(results).split("## Performance profiles")[1].split("## ")[0]
+    for axis in figures["quality_profiles.png"].axes:
+        assert len(axis.lines) == 7
+        assert {line.get_label() for line in axis.lines} == {
+            "GeN, steps given",
+            "GeN, open end",
+            "tuned baseline",
+            "AdamW at 1e-3, untuned",
+            "Prodigy with cosine",
+            "schedule-free AdamW, warm-up",
+            "dog",
+        }
+        assert len({line.get_color() for line in axis.lines}) == 7
+    for name in ("momo", "cocob", "dowg", "zoom", "prodigy"):
+        assert text.count(f"| {name} |") == 2
+
+
 def test_the_summary(results):
     text = quality.report(results).split("## In short")[1].split("## ")[0]
     assert "| toy, accuracy ↑ | 0.7 ± 0.14 | - | - | 0.8 ± 0 | - | - |" in text
@@ -183,6 +293,7 @@ def test_pages_and_pictures(results):
     assert set(paths) == {"quality.md", "runs.md", "README.md"}
     assert paths["quality.md"].startswith("# Quality: how well does each method train")
     assert (results.root / "quality_profiles.png").stat().st_size > 5_000
+    assert (results.root / "quality_gains.png").stat().st_size > 5_000
     assert "[Quality: " in paths["README.md"]
     assert "jax 0" in paths["README.md"]
     assert "1, 1 MemoryError" in paths["runs.md"]
