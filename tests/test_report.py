@@ -127,7 +127,8 @@ def test_a_level_that_moves_is_a_power_of_the_step(power):
 
 
 def test_a_level_that_scatters_is_held_at_its_median():
-    level = 1e-2 * np.exp(np.random.default_rng(0).normal(size=2000) / 2)
+    trend = (np.arange(1, 2001) / 52) ** 0.2  # by a factor of two, which the scatter hides
+    level = 1e-2 * trend * np.exp(np.random.default_rng(0).normal(size=2000))
     found = gen_optax.report(history(2000, level=level))
     assert found.copied.power == 0
     assert found.copied.peak == pytest.approx(np.median(level[51:]))
@@ -174,6 +175,13 @@ def test_a_run_that_ends_in_its_search():
     assert "Search: the first 40 of 40 steps (100 %)." in str(found)
     assert "before the run ended in the search" in str(found)
     assert found.learning_rate == pytest.approx(6e-3, rel=0.05)  # of the second half
+
+
+def test_a_probe_of_the_search_that_waited_does_not_end_it():
+    given = history()
+    probed = np.diff(given["num_probes"], prepend=0)
+    probed[20:24] = 0  # until a new batch comes
+    assert gen_optax.report(given | dict(num_probes=np.cumsum(probed))).search_steps == 51
 
 
 def test_probes_stay_rare_once_they_are():
