@@ -14,10 +14,7 @@ REACH = 30.0
 """Gains beyond, in per cent, stand at the edge with an arrow and their number: one of -400 would hide all others."""
 
 _LETTERS = 10.0  # points: no smaller ones, they are to be read where a phone shows the picture at half its size
-_ROW = 0.36  # inches: three lanes of numbers
-_LANES = {"gen_horizon": -0.28, "gen": 0.0}  # in rows
-_LIGHT_LANE = 0.28
-_NUMBER = 12.0  # per cent: the width of a number with its mark
+_ROW = 0.42  # inches: a lane of letters for each method
 _GEN: dict[str, dict[str, Any]] = {
     "gen_horizon": {"label": "GeN, steps given", "color": BLUE, "marker": "o", "ms": 5.5},
     "gen": {"label": "GeN, open end", "color": ORANGE, "marker": "s", "ms": 5},
@@ -27,6 +24,7 @@ _LIGHT: dict[str, dict[str, Any]] = {
     "prodigy:schedule=cosine": {"label": "Prodigy with cosine", "color": GREY, "marker": "^", "ms": 5, "mfc": "none"},
 }
 METHODS = (*_GEN, *_LIGHT)
+_LANES = dict(zip(METHODS, (-0.33, -0.11, 0.11, 0.33), strict=True))  # in rows
 
 
 class Gain(NamedTuple):
@@ -82,14 +80,11 @@ def _panel(axis: Any, rows: list[Mapping[str, Gain]]) -> None:
     for y, gains in enumerate(rows):
         if y:
             axis.axhline(y - 0.5, color="0.92", lw=0.8)
-        for method, style in _GEN.items():
+        for method, style in (_GEN | _LIGHT).items():
             if method in gains:
-                _bar(axis, gains[method], y + _LANES[method], style["color"])
+                if method in _GEN:
+                    _bar(axis, gains[method], y + _LANES[method], style["color"])
                 _mark(axis, gains[method].value, y + _LANES[method], style)
-        light = [(gains[method].value, style) for method, style in _LIGHT.items() if method in gains]
-        for index, (value, style) in enumerate(light):
-            off_too = sum(other * math.copysign(1, value) > REACH for other, _ in light[:index])
-            _mark(axis, value, y + _LIGHT_LANE, style, off_too)
 
 
 def _bar(axis: Any, gain: Gain, y: float, color: str) -> None:
@@ -97,11 +92,11 @@ def _bar(axis: Any, gain: Gain, y: float, color: str) -> None:
         axis.plot([gain.value - gain.error, gain.value + gain.error], [y, y], color=color, lw=1.8)
 
 
-def _mark(axis: Any, value: float, y: float, style: Mapping[str, Any], off_too: int = 0) -> None:
-    """A mark at its place, or at the edge with an arrow and the number, beside those that are off in this lane too."""
+def _mark(axis: Any, value: float, y: float, style: Mapping[str, Any]) -> None:
+    """A mark at its place, or at the edge with an arrow and the number."""
     side = math.copysign(1, value)
     off = abs(value) > REACH
-    x = side * (REACH - _NUMBER * off_too) if off else value
+    x = side * REACH if off else value
     axis.plot([x], [y], ls="none", clip_on=False, zorder=3, **style)
     if off:
         number = f"{value:+.0f}" if math.isfinite(value) else "failed"
