@@ -327,11 +327,11 @@ def test_padding_and_other_sentences_change_nothing(tmp_path, rng):
 
 
 def test_metrics_of_glue():
-    found, true = np.array([1, 1, 0, 1, 0]), np.array([1, 0, 0, 1, 1])
-    assert understanding.accuracy(found, true) == pytest.approx(3 / 5)
-    assert understanding.f1(found, true) == pytest.approx(4 / 6)
-    # (TP TN - FP FN) / sqrt((TP+FP)(TP+FN)(TN+FP)(TN+FN)) with 2, 1, 1, 1.
-    assert understanding.matthews(found, true) == pytest.approx((2 * 1 - 1 * 1) / 6)
+    found, true = np.array([1, 1, 0, 1, 1]), np.array([1, 0, 0, 1, 1])
+    assert understanding.accuracy(found, true) == pytest.approx(4 / 5)
+    assert understanding.f1(found, true) == pytest.approx(6 / 7)
+    # (TP TN - FP FN) / sqrt((TP+FP)(TP+FN)(TN+FP)(TN+FN)) with TP = 3, FP = 1, FN = 0, TN = 1.
+    assert understanding.matthews(found, true) == pytest.approx(3 / 24**0.5)
     assert understanding.matthews(np.ones(3), np.array([0, 1, 1])) == 0
     assert understanding.f1(np.zeros(3), np.zeros(3)) == 0
 
