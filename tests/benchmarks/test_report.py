@@ -227,10 +227,10 @@ def test_the_picture_of_gains(tmp_path, figures):
 
 def test_every_method_has_a_lane_of_its_own(tmp_path, figures):
     rows = {method: _gains.Gain(-50.0, math.nan) for method in _gains.METHODS}
-    _gains.draw(tmp_path / "gains.png", {"own": {"toy": rows}})
+    _gains.draw(tmp_path / "gains.png", {"own": {f"toy {i}": rows for i in range(13)}})
     axis = figures["gains.png"].axes[0]
     numbers = sorted(text.get_window_extent().get_points()[:, 1].tolist() for text in axis.texts)
-    assert len(numbers) == 4
+    assert len(numbers) == 4 * 13
     gaps = [above[0] - below[0] for below, above in itertools.pairwise(numbers)]
     assert min(gaps) > 0.7 * 9 * axis.figure.dpi / 72  # as high as a digit of 9 points
 
@@ -297,7 +297,7 @@ def test_pages_and_pictures(results):
     assert set(paths) == {"quality.md", "runs.md", "README.md"}
     assert paths["quality.md"].startswith("# Quality: how well does each method train")
     assert (results.root / "quality_profiles.png").stat().st_size > 5_000
-    assert (results.root / "quality_gains.png").stat().st_size > 5_000
+    assert (results.root / "quality_gains.png").stat().st_size > 3_000
     assert "[Quality: " in paths["README.md"]
     assert "jax 0" in paths["README.md"]
     assert "1, 1 MemoryError" in paths["runs.md"]
