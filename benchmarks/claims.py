@@ -83,6 +83,19 @@ def _level(results: store.Store) -> Numbers | None:
     }
 
 
+def _beside(results: store.Store) -> Numbers | None:
+    groups = quality.groups_of(results)
+    rivals = {"untuned": "untuned AdamW, 1e-3", "tuned": quality.TUNED, "prodigy": "prodigy:schedule=cosine"}
+    groups = {w: rows for w, rows in groups.items() if {"gen_horizon", *rivals.values()} <= rows.keys()}
+    if not groups:
+        return None
+    gains = {
+        gap: [pages.gain(rows["gen_horizon"], rows[name]) for rows in groups.values()] for gap, name in rivals.items()
+    }
+    ahead = {gap: str(sum(gain is not None and gain > 0 for gain in entries)) for gap, entries in gains.items()}
+    return {"workloads": str(len(groups)), **ahead}
+
+
 def _behind(results: store.Store) -> Numbers | None:
     gains = quality.gains_of(quality.groups_of(results))
     both = {workload: (gains["gen_horizon"][workload], gains["gen"][workload]) for workload in gains["gen"]}
@@ -246,6 +259,13 @@ _QUALITY = "python -m benchmarks question quality"
 
 CLAIMS: tuple[Sentence | Block, ...] = (
     Block("README.md", "readme", _brief, _QUALITY),
+    Sentence(
+        "README.md",
+        "Of the {workloads} small workloads GeN with `num_steps` is ahead of untuned AdamW on {untuned}, of the tuned "
+        "schedule on {tuned}, and of Prodigy with a cosine decay on {prodigy}.",
+        _beside,
+        _QUALITY,
+    ),
     Block("benchmarks/README.md", "quality", _summary, _QUALITY),
     Sentence(
         "benchmarks/README.md",
