@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.models.detector import Detections, best_boxes, detection_loss
+from benchmarks.models.detector import Detections
 from benchmarks.reproduce import backbones
 from benchmarks.reproduce._common import (
     Files,
@@ -26,14 +26,13 @@ from benchmarks.reproduce._common import (
     with_published,
 )
 from benchmarks.workload import Workload
-from benchmarks.workloads._common import Arrays, batches_of, flax_functions, map_over
-from benchmarks.workloads.detection import average_precision
+from benchmarks.workloads._common import Arrays, batches_of, flax_functions
+from benchmarks.workloads.detection import judged
 
 _EPOCHS, _BATCH = 5, 5
 _SIDE = 512  # pixels of the square that an image is fitted into
 _TEST, _VALIDATION = 50, 20
 _KEPT = 50  # detections of an image that are judged
-_IOUS = np.arange(0.5, 1, 0.05)
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the images that the weights are of
 _FOLDER = "PennFudanPed"
 
@@ -71,23 +70,10 @@ def load(data: Path, weights: Path) -> Workload:
         filled = with_published({"params": params, **model_state}, arrays)
         return filled.pop("params"), filled
 
-    def loss_fn(params, model_state, batch, key):
-        predicted, model_state = apply(params, model_state, _scaled(batch["image"]), key)
-        return detection_loss(predicted, batch["boxes"], batch["labels"]).mean(), model_state
+    def detect(params, model_state, image, key=None):
+        return apply(params, model_state, _scaled(image), key)
 
-    def per_image(params, model_state, batch):
-        predicted, _ = apply(params, model_state, _scaled(batch["image"]))
-        losses = detection_loss(predicted, batch["boxes"], batch["labels"])
-        return {"loss": losses, **best_boxes(predicted, _KEPT)}
-
-    over = map_over(per_image, splits, chunk=10)
-
-    def evaluate(params, model_state, split):
-        found, truth = over(params, model_state, split), splits[split]
-        precision = average_precision(found, truth, 1, _IOUS)
-        loss = float(np.mean(found["loss"], dtype=np.float64))
-        return {"loss": loss, "ap": float(precision.mean()), "ap50": float(precision[0])}
-
+    loss_fn, evaluate = judged(detect, splits, 1, kept=_KEPT, chunk=10)
     return Workload(
         name="detector_pennfudan",
         base="sgd",

@@ -11,16 +11,16 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.models.bert4rec import PAD, BERT4Rec
+from benchmarks.models.bert4rec import BERT4Rec
 from benchmarks.reproduce._common import Files, Reproduction, methods_of, steps_of
 from benchmarks.workload import Workload
 from benchmarks.workloads._common import Arrays, batches_of, cross_entropy, flax_functions, mean_over
+from benchmarks.workloads.recommendation import loss_of_gaps, padded, random_gaps, ranked, with_gaps
 
 _EPOCHS, _BATCH = 100, 1024
 _LENGTH, _HIDDEN = 100, 0.15
 _OTHERS = 100  # films that the true one is ranked among
 _FEWEST = 5  # ratings of a person who is kept
-_CUTOFFS = (1, 5, 10, 20)
 
 
 def reproductions() -> list[Reproduction]:
@@ -46,18 +46,13 @@ def load(data: Path, weights: None = None) -> Workload:
     module = BERT4Rec(
         num_items=max(int(history.max()) for history in histories), max_length=_LENGTH, width=256, depth=2, num_heads=4
     )
-    training = {"items": np.stack([_padded(history[:-2]) for history in histories])}
+    training = {"items": np.stack([padded(history[:-2], _LENGTH) for history in histories])}
     others = others_of(histories, module.num_items)
     splits = {
         "validation": _questions([history[:-1] for history in histories], others, module.mask_token),
         "test": _questions(histories, others, module.mask_token),
     }
     init, apply = flax_functions(module, (training["items"][:1], np.zeros((1, 1), np.int32)))
-
-    def loss_fn(params, model_state, batch, key):
-        logits, model_state = apply(params, model_state, (batch["items"], batch["gaps"]), key)
-        losses = cross_entropy(logits, batch["targets"])
-        return jnp.sum(losses * batch["weights"]) / jnp.sum(batch["weights"]), model_state
 
     def per_example(params, model_state, batch):
         gap = jnp.full((len(batch["items"]), 1), _LENGTH - 1)
@@ -66,11 +61,7 @@ def load(data: Path, weights: None = None) -> Workload:
         of_target = jnp.take_along_axis(logits, batch["target"][:, None], axis=1)
         # "Not below": ties, and the NaN of a diverged network, count against it.
         rank = jnp.sum(~(of_others < of_target), axis=1)
-        measures = {"loss": cross_entropy(logits, batch["target"])}
-        for k in _CUTOFFS:
-            measures[f"recall@{k}"] = rank < k
-            measures[f"ndcg@{k}"] = jnp.where(rank < k, 1 / jnp.log2(rank + 2.0), 0)
-        return measures
+        return {"loss": cross_entropy(logits, batch["target"]), **ranked(rank)}
 
     return Workload(
         name="bert4rec_ml1m",
@@ -81,7 +72,7 @@ def load(data: Path, weights: None = None) -> Workload:
         metric="recall@10",
         higher_is_better=True,
         init=init,
-        loss_fn=loss_fn,
+        loss_fn=loss_of_gaps(apply),
         batches=batches_of(training, lambda batch, rng: hide(batch["items"], module.mask_token, rng)),
         evaluate=mean_over(per_example, splits),
     )
@@ -113,27 +104,13 @@ def others_of(histories: list[np.ndarray], num_items: int) -> np.ndarray:
 
 
 def hide(items: np.ndarray, mask_token: int, rng: np.random.Generator) -> Arrays:
-    """Histories with gaps, the gaps' positions and their contents; `weights` is 0 for the gaps of short histories."""
-    count = round(_HIDDEN * items.shape[1])
-    # Random numbers sorted: a random order of the positions, those of the padding last.
-    order = np.argsort(np.where(items == PAD, 2.0, rng.random(items.shape)), axis=1)
-    gaps = order[:, :count].astype(np.int32)
-    wanted = np.maximum(1, np.round(_HIDDEN * np.sum(items != PAD, axis=1)))
-    weights = (np.arange(count) < wanted[:, None]).astype(np.float32)
-    hidden = items.copy()
-    row, column = np.nonzero(weights)
-    hidden[row, gaps[row, column]] = mask_token
-    return {"items": hidden, "gaps": gaps, "targets": np.take_along_axis(items, gaps, axis=1), "weights": weights}
+    """Histories with gaps, as `with_gaps` returns them."""
+    return with_gaps(items, *random_gaps(items, _HIDDEN, rng), mask_token)
 
 
 def _questions(histories: list[np.ndarray], others: np.ndarray, mask_token: int) -> Arrays:
     return {
-        "items": np.stack([_padded(np.append(history[:-1], mask_token)) for history in histories]),
+        "items": np.stack([padded(np.append(history[:-1], mask_token), _LENGTH) for history in histories]),
         "target": np.array([history[-1] for history in histories], np.int32),
         "others": others,
     }
-
-
-def _padded(history: np.ndarray) -> np.ndarray:
-    recent = history[-_LENGTH:]
-    return np.concatenate([np.full(_LENGTH - len(recent), PAD), recent]).astype(np.int32)

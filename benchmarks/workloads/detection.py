@@ -1,5 +1,8 @@
 """Detection of clothes in scenes composed of Fashion-MNIST items: average precision as COCO defines it."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -22,23 +25,10 @@ def detector_scenes(tiny: bool = False) -> Workload:
     module = Detector(_NUM_CLASSES, width=8 if tiny else 32, depth=1 if tiny else 2)
     init, apply = flax_functions(module, _scaled(splits["train"]["image"][:1]))
 
-    def loss_fn(params, model_state, batch, key):
-        predicted, model_state = apply(params, model_state, _scaled(batch["image"]), key)
-        return detection_loss(predicted, batch["boxes"], batch["labels"]).mean(), model_state
+    def detect(params, model_state, image, key=None):
+        return apply(params, model_state, _scaled(image), key)
 
-    def per_scene(params, model_state, batch):
-        predicted, _ = apply(params, model_state, _scaled(batch["image"]))
-        losses = detection_loss(predicted, batch["boxes"], batch["labels"])
-        return {"loss": losses, **best_boxes(predicted, _KEPT)}
-
-    over = map_over(per_scene, splits, chunk=100)
-
-    def evaluate(params, model_state, split):
-        found, truth = over(params, model_state, split), splits[split]
-        precision = average_precision(found, truth, _NUM_CLASSES, _IOUS)
-        loss = float(np.mean(found["loss"], dtype=np.float64))
-        return {"loss": loss, "ap": float(precision.mean()), "ap50": float(precision[0])}
-
+    loss_fn, evaluate = judged(detect, splits, _NUM_CLASSES, kept=_KEPT, chunk=100)
     return Workload(
         name="detector_scenes",
         base="adamw",
@@ -52,6 +42,39 @@ def detector_scenes(tiny: bool = False) -> Workload:
         batches=batches_of(splits["train"]),
         evaluate=evaluate,
     )
+
+
+def judged(
+    detect: Callable[..., Any], splits: Splits, num_classes: int, *, kept: int, chunk: int
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The loss and the evaluation of a detector.
+
+    Args:
+      detect: `(params, model_state, image, key) -> (Detections, model_state)`, without a key not in training.
+      splits: `image`, `boxes` and `labels` of each.
+      num_classes: labels are below it.
+      kept: detections of an image that are judged.
+      chunk: images that are evaluated at once.
+    """
+
+    def loss_fn(params, model_state, batch, key):
+        predicted, model_state = detect(params, model_state, batch["image"], key)
+        return detection_loss(predicted, batch["boxes"], batch["labels"]).mean(), model_state
+
+    def per_image(params, model_state, batch):
+        predicted, _ = detect(params, model_state, batch["image"])
+        losses = detection_loss(predicted, batch["boxes"], batch["labels"])
+        return {"loss": losses, **best_boxes(predicted, kept)}
+
+    over = map_over(per_image, splits, chunk=chunk)
+
+    def evaluate(params, model_state, split):
+        found, truth = over(params, model_state, split), splits[split]
+        precision = average_precision(found, truth, num_classes, _IOUS)
+        loss = float(np.mean(found["loss"], dtype=np.float64))
+        return {"loss": loss, "ap": float(precision.mean()), "ap50": float(precision[0])}
+
+    return loss_fn, evaluate
 
 
 def average_precision(found: Arrays, truth: Arrays, num_classes: int, ious: np.ndarray) -> np.ndarray:
