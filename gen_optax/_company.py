@@ -1,9 +1,10 @@
 """Where `scale_by_gen` may stand among optax's wrappers, and what to write instead where it may not.
 
-Three things go wrong. A wrapper between the base and `scale_by_gen` that moves parameters by rules of its own (averages
-them, or holds them back for some calls) hands on updates that must not be scaled. A learning rate that the base
-schedules is measured away. And a wrapper around it that calls `update` more often than it applies the result probes in
-vain. None of them crashes; so all are looked for here.
+Four things go wrong. A wrapper between the base and `scale_by_gen` that moves parameters by rules of its own (averages
+them, or holds them back for some calls) hands on updates that must not be scaled. A base that finds a learning rate
+itself, and GeN, change one factor by two rules. A learning rate that the base schedules is measured away. And a wrapper
+around it that calls `update` more often than it applies the result probes in vain. None of them crashes; so all are
+looked for here.
 """
 
 import sys
@@ -20,22 +21,42 @@ _NOT_IN_THE_BASE = {
     "Turn it inside out: optax.lookahead(gen(base, value_fn=...), ...).",
     optax.contrib.ScheduleFreeState: "optax.contrib.schedule_free averages unscaled steps of its own. "
     "Turn it inside out: optax.contrib.schedule_free(gen(base), learning_rate=1.0).",
-    optax.contrib.MechanicState: "optax.contrib.mechanize tunes the same factor. Choose one of the two.",
     optax.contrib.ReduceLROnPlateauState: "what optax.contrib.reduce_on_plateau takes off the step here, the learning "
     "rate makes up for. Put it behind: optax.chain(gen(base), optax.contrib.reduce_on_plateau(...)).",
 }
 
+# A state with a field of such a name belongs to an optimizer that finds a learning rate itself: Prodigy, D-Adaptation, a
+# line search, GeN. What is given by `optax.inject_hyperparams` is no field but an entry of a dict.
+_OWN_RATE = {"learning_rate", "lr", "estim_lr", "step_size"}
+# These find one, and keep no field of such a name.
+_FINDS_A_RATE = (
+    optax.contrib.COCOBState,
+    optax.contrib.DoGState,
+    optax.contrib.DoWGState,
+    optax.contrib.MechanicState,
+    optax.contrib.MomoAdamState,
+    optax.contrib.MomoState,
+)
+
 
 def refuse_base(state: Any) -> None:
     """Raises a ValueError if the state of a base shows that scaling its updates would be wrong."""
-    kinds = tuple(_NOT_IN_THE_BASE)
+    for leaf in jax.tree.leaves(state, is_leaf=lambda x: bool(_why_not(x))):
+        if why := _why_not(leaf):
+            raise ValueError(f"gen cannot scale the updates of this base: {why}")
 
-    def refused(x):
-        return isinstance(x, kinds)
 
-    for leaf in jax.tree.leaves(state, is_leaf=refused):
-        if refused(leaf):
-            raise ValueError(f"gen cannot scale the updates of this base: {_NOT_IN_THE_BASE[type(leaf)]}")
+def _why_not(state: Any) -> str:
+    """What to write instead of a base with this state; empty where nothing is wrong with it."""
+    if type(state) in _NOT_IN_THE_BASE:
+        return _NOT_IN_THE_BASE[type(state)]
+    if isinstance(state, _FINDS_A_RATE) or _OWN_RATE & set(getattr(state, "_fields", ())):
+        return (
+            f"its state has a {type(state).__name__}, so it finds a learning rate itself, and GeN would change the same "
+            "factor by another rule. Choose one: train with this optimizer alone, or give gen one whose learning rate is "
+            "the constant 1, such as optax.adamw(1.0), or optax.lbfgs(1.0, linesearch=None) without its line search."
+        )
+    return ""
 
 
 def warn_of_base(state: Any) -> None:

@@ -226,8 +226,9 @@ def gen(
       A transformation; for the arguments of its `update` see :func:`gen_optax.scale_by_gen`.
 
     Raises:
-      ValueError: if `base` is no transformation; from `init`, if its updates must not be scaled (`optax.MultiSteps`,
-        `optax.lookahead`, `optax.contrib.schedule_free`, ...), with what to write instead.
+      ValueError: if `base` is no transformation; from `init`, with what to write instead, if its updates must not be
+        scaled (`optax.MultiSteps`, `optax.lookahead`, `optax.contrib.schedule_free`, ...) or it finds a learning rate
+        itself (`optax.contrib.prodigy`, `optax.lbfgs` with its line search, ...).
 
     Examples:
       >>> import gen_optax
@@ -266,7 +267,7 @@ def gen(
 
     def init_fn(params):
         state = chained.init(params)
-        _company.refuse_base(state)
+        _company.refuse_base(state[:-1])
         _company.warn_of_base(state)
         return state
 

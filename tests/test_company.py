@@ -1,6 +1,7 @@
 """GeN among optax's wrappers: what works gives the right learning rate, what does not says why."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -334,12 +335,64 @@ def test_lookahead_says_why_not():
         tx.update(jnp.ones(3), tx.init(params), params, value_fn=jnp.sum)
 
 
-# --- mechanize, sam -------------------------------------------------------------------------------------------------
+# --- bases that find a learning rate themselves ---------------------------------------------------------------------
 
 
-def test_mechanize_in_the_base_is_refused():
-    with pytest.raises(ValueError, match=r"mechanize tunes the same factor. Choose one"):
-        gen_optax.gen(optax.contrib.mechanize(optax.sgd(1.0))).init(jnp.zeros(3))
+class OwnState(NamedTuple):
+    """Of an optimizer that is not optax's."""
+
+    moment: optax.Updates
+    lr: jax.Array
+
+
+def own():
+    def init_fn(params):
+        return OwnState(params, jnp.zeros(()))
+
+    return optax.GradientTransformation(init_fn, lambda updates, state, params=None: (updates, state))
+
+
+FIND_A_RATE = {
+    "COCOBState": optax.contrib.cocob(),
+    "DAdaptAdamWState": optax.contrib.dadapt_adamw(),
+    "DoGState": optax.contrib.dog(),
+    "DoWGState": optax.contrib.dowg(),
+    "GenState": gen_optax.gen(optax.adam(1.0)),
+    "MechanicState": optax.contrib.mechanize(optax.sgd(1.0)),
+    "MomoAdamState": optax.contrib.momo_adam(),
+    "MomoState": optax.contrib.momo(),
+    "OwnState": own(),
+    "ProdigyState": optax.contrib.prodigy(),
+    "ScaleByBacktrackingLinesearchState": optax.scale_by_backtracking_linesearch(15),
+    "ScaleByZoomLinesearchState": optax.lbfgs(),
+}
+
+
+@pytest.mark.parametrize("name", FIND_A_RATE)
+@pytest.mark.parametrize("within", ["alone", "chain", "masked", "group", "injected"])
+def test_a_base_that_finds_a_learning_rate_itself_is_refused(name, within):
+    finds = FIND_A_RATE[name]
+    base = {
+        "alone": finds,
+        "chain": optax.chain(optax.clip_by_global_norm(1.0), optax.chain(finds)),
+        "masked": optax.masked(finds, {"a": True, "b": False}),
+        "group": optax.partition({"x": finds, "y": optax.sgd(1.0)}, {"a": "x", "b": "y"}),
+        "injected": optax.inject_hyperparams(lambda clip: optax.chain(optax.clip(clip), finds))(clip=1.0),
+    }[within]
+    message = rf"its state has a {name}, so it finds a learning rate itself.*Choose one.*optax\.adamw\(1\.0\)"
+    with pytest.raises(ValueError, match=message):
+        gen_optax.gen(base).init({"a": jnp.zeros(3), "b": jnp.zeros(2)})
+
+
+def test_a_rate_that_is_given_is_not_refused():
+    """Also one given by name; and what the error says to write."""
+    for base in (optax.inject_hyperparams(optax.adamw)(learning_rate=1.0), optax.lbfgs(1.0, linesearch=None)):
+        params, batch, _ = problem()
+        _, _, losses, _ = train(gen_optax.gen(base), params, network_loss, 60, **batch)
+        assert losses[-1] < 0.5 * losses[0]
+
+
+# --- sam ------------------------------------------------------------------------------------------------------------
 
 
 def test_sam_in_its_opaque_mode():
