@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gen_optax import _tree
+from gen_optax import _notice, _tree
 from gen_optax._masks import is_masked
 
 # `k + 1`: the weights of the calls up to `t` sum to `t ** _POWER`.
@@ -85,6 +85,8 @@ def averaged_params(state: Any, params: optax.Params) -> optax.Params:
     Statistics of batch normalisation belong to the parameters that they were taken with. Take them again for the
     average: :func:`gen_optax.linen.update_batch_stats`, :func:`gen_optax.nnx.update_batch_stats`.
 
+    Outside of `jit` it warns of each :class:`gen_optax.Notice` once, as :func:`gen_optax.metrics` does.
+
     Args:
       state: anything that holds the state of a `scale_by_gen`: an optax state, a flax `TrainState`, an
         `nnx.Optimizer`.
@@ -115,6 +117,7 @@ def averaged_params(state: Any, params: optax.Params) -> optax.Params:
     for average in _tree.instances(state, (AverageState, NoAverage), "averaged_params"):
         if isinstance(average, AverageState):
             params = _put(average, params)
+    _notice.warn_of_state(state, stacklevel=2)
     return params
 
 

@@ -25,8 +25,8 @@ _NOT_IN_THE_BASE = {
     "rate makes up for. Put it behind: optax.chain(gen(base), optax.contrib.reduce_on_plateau(...)).",
 }
 
-# A state with a field of such a name belongs to an optimizer that finds a learning rate itself: Prodigy, D-Adaptation, a
-# line search, GeN. What is given by `optax.inject_hyperparams` is no field but an entry of a dict.
+# A state with a field of such a name is of an optimizer that finds a learning rate itself: Prodigy, D-Adaptation, line
+# searches, GeN. What is given by `optax.inject_hyperparams` is no field but an entry of a dict.
 _OWN_RATE = {"learning_rate", "lr", "estim_lr", "step_size"}
 # These find one, and keep no field of such a name.
 _FINDS_A_RATE = (
@@ -52,9 +52,10 @@ def _why_not(state: Any) -> str:
         return _NOT_IN_THE_BASE[type(state)]
     if isinstance(state, _FINDS_A_RATE) or _OWN_RATE & set(getattr(state, "_fields", ())):
         return (
-            f"its state has a {type(state).__name__}, so it finds a learning rate itself, and GeN would change the same "
-            "factor by another rule. Choose one: train with this optimizer alone, or give gen one whose learning rate is "
-            "the constant 1, such as optax.adamw(1.0), or optax.lbfgs(1.0, linesearch=None) without its line search."
+            f"its state has a {type(state).__name__}, so it finds a learning rate itself, and GeN would change the "
+            "same factor by another rule. Choose one: train with this optimizer alone, or give gen one whose learning "
+            "rate is the constant 1, such as optax.adamw(1.0), or optax.lbfgs(1.0, linesearch=None) without its line "
+            "search."
         )
     return ""
 

@@ -1,4 +1,4 @@
-"""What is wrong with a user's situation, as far as a run can see it: kept in `info.notices`, and said by `metrics`."""
+"""What is wrong with a user's situation, as far as a run can see it: kept in `info.notices`, said outside of `jit`."""
 
 import enum
 import warnings
@@ -108,3 +108,15 @@ def warn(notices: int, stacklevel: int) -> None:
     for notice, advice in _ADVICE.items():
         if notices & notice:
             warnings.warn(f"gen_optax: {advice}.", stacklevel=stacklevel + 1)
+
+
+def warn_of_state(state: Any, stacklevel: int) -> None:
+    """Warns of what the states of GeN in `state` have noticed; not where that is traced, nor of stacked states."""
+
+    def is_info(x):
+        return "notices" in getattr(x, "_fields", ())
+
+    for info in filter(is_info, jax.tree.leaves(state, is_leaf=is_info)):
+        (notices,) = jax.tree.leaves(info.notices)  # in an nnx.Optimizer it is a variable
+        if not isinstance(notices, jax.core.Tracer) and jnp.ndim(notices) == 0:
+            warn(int(notices), stacklevel + 1)

@@ -196,6 +196,33 @@ def test_integers_masks_none_and_other_containers_fit():
     np.testing.assert_allclose(-state.info.slope, optax.tree.norm(pure, squared=True), rtol=1e-5)
 
 
+# --- notices ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_steps", [None, 100])
+@pytest.mark.parametrize("form", ["optax", "nnx"])
+def test_the_average_warns_of_a_base_without_its_sign(form, num_steps):
+    """Where metrics are read inside of jit only, nothing else would."""
+    tx = gen_optax.gen(optax.scale_by_adam(), num_steps=num_steps)
+    if form == "nnx":
+        model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+        optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+        value_fn = gen_optax.nnx.make_value_fn(lambda model: jnp.mean(model(jnp.ones((1, 2))) ** 2), model)
+        params = nnx.state(model, nnx.Param)
+        optimizer.update(model, nnx.grad(value_fn)(params), value_fn=value_fn)
+        state, params = optimizer, nnx.state(model, nnx.Param)
+    else:
+        _, state = jax.jit(functools.partial(tx.update, value_fn=bowl))(jax.grad(bowl)(W), tx.init(W), W)
+        params = W
+    with pytest.warns(UserWarning, match=r"uphill.*optax\.scale\(-1\.0\)") as caught:
+        gen_optax.averaged_params(state, params)
+    assert [w.filename for w in caught] == [__file__]
+    if form == "optax":
+        jax.jit(gen_optax.averaged_params)(state, params)
+        stacked = jax.tree.map(lambda x: jnp.stack([x, x]), (state, params))
+        jax.vmap(gen_optax.averaged_params)(*stacked)
+
+
 # --- schedules -------------------------------------------------------------------------------------------------------
 
 COSINE = optax.cosine_decay_schedule(1.0, 100)
