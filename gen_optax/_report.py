@@ -53,8 +53,8 @@ def report(history: _history.History, *, steps: Any = None) -> "Report":
       A :class:`gen_optax.Report`: `print` it, or read its fields. Its `schedule()` is an optax schedule.
 
     Raises:
-      ValueError: if the history is empty, lacks a name that :func:`gen_optax.metrics` returns, or has not one entry
-        per step.
+      ValueError: if the history has less than two entries, lacks a name that :func:`gen_optax.metrics` returns, or has
+        not one entry per step.
 
     Examples:
       >>> import gen_optax
@@ -81,6 +81,12 @@ def report(history: _history.History, *, steps: Any = None) -> "Report":
         raise ValueError(
             f"report needs {', '.join(missing)} in every entry of the history: collect gen_optax.metrics(state) after "
             "each step, not state.info, and leave none of its names out."
+        )
+    if len(columns["status"]) < 2:
+        raise ValueError(
+            "report needs the history of a run, and got one entry. Collect one after each step, with "
+            "history.append(gen_optax.metrics(state)), or return gen_optax.metrics(state) from the step of a "
+            "jax.lax.scan. gen_optax.metrics(state) is what one moment has to say."
         )
     steps = _history.steps_of(steps, len(columns["status"]))
     seen = _history.probed(columns)

@@ -9,6 +9,7 @@ import argparse
 import functools
 import pathlib
 import pydoc_data.topics
+import time
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -64,16 +65,28 @@ def main() -> None:
     gen = gen_optax.gen(optax.adamw(1.0), num_steps=NUM_STEPS)
     columns = TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     runs: dict[str, list[Run]] = {}
-    with Progress(*columns) as progress:
+    terminal = Console()
+    since = time.perf_counter()
+
+    def done(stage: str) -> None:
+        """In a pipe or a file nothing can be drawn over: one line for each stage, when it is finished."""
+        nonlocal since
+        before, since = since, time.perf_counter()
+        if not terminal.is_terminal:
+            print(f"{stage}: {since - before:.0f} s", flush=True)
+
+    with Progress(*columns, console=terminal, disable=not terminal.is_terminal) as progress:
         for tx, rates in ((swept(), RATES), (gen, (1.0,))):
             task = progress.add_task("compiling", total=None)
             trainer = Trainer(tx, data)
             progress.remove_task(task)
+            done("compiling")
             for rate in rates:
                 name = f"AdamW, {rate:g}" if len(rates) > 1 else _NAME
                 task = progress.add_task(name, total=arguments.seeds * NUM_STEPS)
                 advance = functools.partial(progress.advance, task)
                 runs[name] = [trainer.run(rate, seed, advance) for seed in range(arguments.seeds)]
+                done(f"{name}, {arguments.seeds * NUM_STEPS} steps")
 
     console = Console(width=100)
     console.print(table(runs))

@@ -1,5 +1,7 @@
 """The demo: it trains, draws, and says how GeN did, also where it did badly."""
 
+import io
+import re
 import sys
 
 import numpy as np
@@ -24,6 +26,45 @@ def test_it_trains_prints_and_draws(monkeypatch, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert all(text in printed for text in ("AdamW, 0.001", "AdamW, 0.01", "GeN, no rate given", "found", "GeN ends"))
     assert (tmp_path / "demo.png").stat().st_size > 10_000
+
+
+class Pipe(io.StringIO):
+    """Keeps what had been written at each flush, with the number of training runs that were over by then."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.runs = {}, 0
+
+    def flush(self):
+        for line in self.getvalue().splitlines():
+            self.seen.setdefault(line, self.runs)
+
+
+def test_off_a_terminal_each_stage_is_a_line_once_it_is_finished(monkeypatch, tmp_path):
+    monkeypatch.setattr(demo, "RATES", (1e-3, 1e-2))
+    monkeypatch.setattr(sys, "argv", ["demo", "--seeds", "2", "--output", str(tmp_path / "demo.png")])
+    monkeypatch.setattr(sys, "stdout", pipe := Pipe())
+
+    class Trainer:
+        def __init__(self, tx, data):
+            pass
+
+        def run(self, rate, seed, advance):
+            pipe.runs += 1
+            return demo.Run(np.ones(demo.NUM_STEPS), np.full(demo.NUM_STEPS, 0.1), 1.0)
+
+    monkeypatch.setattr(demo, "Trainer", Trainer)
+    demo.main()
+    stages = [line for line in pipe.getvalue().splitlines() if re.search(r": \d+ s$", line)]
+    assert [line.rsplit(":", 1)[0] for line in stages] == [
+        "compiling",
+        "AdamW, 0.001, 600 steps",
+        "AdamW, 0.01, 600 steps",
+        "compiling",
+        "GeN, no rate given, 600 steps",
+    ]
+    assert [pipe.seen[line] for line in stages if "steps" in line] == [2, 4, 6]
+    assert "━" not in pipe.getvalue().split("GeN, no rate given, 600")[0]  # no bar
 
 
 def test_a_run_learns_and_applies_the_rate_that_is_drawn(monkeypatch):

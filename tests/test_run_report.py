@@ -286,6 +286,23 @@ def test_bad_histories_are_refused():
         gen_optax.report({f"0/{name}": column for name, column in history().items()})
 
 
+@pytest.mark.parametrize("made", [gen_optax.report, gen_optax.plot.report])
+def test_one_entry_is_no_history(made):
+    """The last metrics, or those stacked over one step: how to record a history."""
+    given = history(100)
+    message = r"got one entry\. Collect one after each step, with history\.append\(gen_optax\.metrics\(state\)\)"
+    for last in (
+        {name: column[-1] for name, column in given.items()},
+        {name: column[-1:] for name, column in given.items()},
+        [{name: column[-1] for name, column in given.items()}],
+        gen_optax.metrics(gen_optax.gen_adamw().init(jnp.zeros(3))),
+    ):
+        with pytest.raises(ValueError, match=message):
+            made(last)
+    assert not plt.get_fignums()
+    made({name: column[-2:] for name, column in given.items()})
+
+
 def test_entries_may_have_further_names():
     given = history(100)
     entries = [{name: column[i] for name, column in given.items()} for i in range(100)]
