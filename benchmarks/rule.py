@@ -106,6 +106,20 @@ def describe(results: store.Store, entries: Iterable[Mapping[str, Any]]) -> str:
     return f"Rule {names[0]}{f', commit {commit[:7]}' if (commit := first.get('commit')) else ''}."
 
 
+def in_plain_words(results: store.Store, entries: Iterable[Mapping[str, Any]]) -> str:
+    """The same for a reader who knows nothing of rules; empty where the entries depend on none."""
+    names = {same(results, name)[0]["rule"] for entry in entries if (name := of(entry)) is not None}
+    if len(names) != 1:
+        return describe(results, entries)
+    first = same(results, names.pop())[0]
+    commit = first.get("commit")
+    code = f"commit {commit[:7]}" if commit else f"fingerprint {first['rule']}"
+    return (
+        f"Measured with the code of {code}, or with code that gives the same results.\n"
+        "`python -m benchmarks check` compares these numbers with the stored results."
+    )
+
+
 class Today(store.Store):
     """A view of results that leaves out what is of other rules than today's.
 

@@ -26,7 +26,9 @@ import gen_optax
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 """The peaks of the sweep, half a decade apart: what one tries who does not know the rate."""
+SEEDS = 3
 NUM_STEPS, CHUNK, BATCH_SIZE, LENGTH = 300, 50, 16, 32
+SIZE, DPI = (11, 4.6), 120  # of the picture
 _NAME = "GeN, no rate given"
 
 
@@ -57,7 +59,7 @@ class Run(NamedTuple):
 def main() -> None:
     """Trains, prints, draws."""
     parser = argparse.ArgumentParser(prog="python -m gen_optax.demo", description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3, help="training runs per row (default: 3)")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help=f"training runs per row (default: {SEEDS})")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("demo.png"), help="where to draw")
     arguments = parser.parse_args()
 
@@ -193,7 +195,7 @@ def draw(runs: dict[str, list[Run]], path: pathlib.Path) -> None:
 
     from gen_optax import plot
 
-    figure = plt.figure(figsize=(11, 4.6), layout="constrained")
+    figure = plt.figure(figsize=SIZE, layout="constrained")
     grid = figure.add_gridspec(2, 2)
     sweep = figure.add_subplot(grid[:, 0])
     losses = figure.add_subplot(grid[0, 1])
@@ -223,7 +225,7 @@ def draw(runs: dict[str, list[Run]], path: pathlib.Path) -> None:
         rates.plot(np.arange(1, NUM_STEPS + 1), run.learning_rates, **style)
     losses.set(ylabel="training loss", title="Mean of 20 steps, and the learning rate as applied")
     rates.set(xlabel="step", ylabel="learning rate", yscale="log", ylim=(1e-5, None))
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=DPI)
     plt.close(figure)
 
 

@@ -1,5 +1,7 @@
 """What GeN costs, by count: forward passes traced and executed, XLA's FLOPs, XLA's bytes."""
 
+import pathlib
+
 import jax
 import jax.extend as jex
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from helpers import KINDS, PROBES, gen_state
 
 import gen_optax
 
+README = pathlib.Path(__file__).parents[1] / "README.md"
 GIVEN = gen_optax.algorithm_1(init_learning_rate=0.1)  # without a search for the first rate
 INDEPENDENT = {
     "vmap": gen_optax.finite_difference(independent=True),
@@ -74,6 +77,22 @@ def test_forward_passes_that_run(name, given):
     counts, _ = executed(tx, 7, given)
     heard = 1 if isinstance(probe.direction, gen_optax.Path) and not given else 0
     assert counts == [0, 0, expected, heard, 0, expected, 0]
+
+
+def test_the_readme_says_what_it_costs():
+    def copies(**options):
+        params = jnp.zeros(1000)
+        trees = [tx.init(params) for tx in (gen_optax.gen_sgd(**options), optax.sgd(1.0))]
+        own, base = (sum(x.size for x in jax.tree.leaves(tree)) for tree in trees)
+        return round((own - base) / 1000)
+
+    words, rule = {1: "one", 2: "two", 3: "three"}, gen_optax.balance()
+    sentences = (
+        f"GeN costs {words[COSTS['retrospective'][1]]} forward passes at the first {rule.search_probes} steps and then "
+        f"at every {rule.every}th. It keeps {words[copies(num_steps=10)]} copy of the parameters, or "
+        f"{words[copies()]} with an open end."
+    )
+    assert sentences in " ".join(README.read_text().split())
 
 
 def test_an_overshoot_costs_one_more_probe_and_then_none():

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import urllib.parse
 
+import matplotlib.pyplot as plt
 import pytest
 
 import gen_optax
 import gen_optax.linen
 import gen_optax.nnx
 import gen_optax.plot
+from gen_optax import demo
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -132,3 +134,14 @@ def test_no_page_needs_the_network(pages):
     # Links lead anywhere; what a page is made of comes with it.
     for name, page in pages.items():
         assert not [target for target in page.targets if target.endswith((".js", ".css")) and "//" in target], name
+
+
+def test_the_picture_in_the_readme_is_one_of_the_demo():
+    """In its size, and with what is said of it; what it shows is what the demo drew last."""
+    height, width, _ = plt.imread(ROOT / "docs" / "assets" / "sweep.png").shape
+    assert (width, height) == tuple(round(demo.DPI * size) for size in demo.SIZE)
+    words = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
+    for page in ("README.md", "docs/index.md"):
+        text = " ".join((ROOT / page).read_text().split())
+        assert f"{words[demo.SEEDS]} seeds" in text, page
+        assert f"{words[len(demo.RATES)]} peak rates" in text, page

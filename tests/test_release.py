@@ -16,6 +16,7 @@ import zipfile
 import pytest
 import trove_classifiers
 import yaml
+from packaging.version import Version
 
 import gen_optax
 
@@ -97,6 +98,17 @@ def test_every_place_names_the_same_version_and_day():
     assert gen_optax.__version__ == PROJECT["version"] == CITATION["version"] == version
     assert str(CITATION["date-released"]) == day
     assert f"version={{{version}}}" in (ROOT / "docs" / "cite.md").read_text()
+
+
+def test_the_readme_names_the_versions_that_are_tested():
+    """Those pinned in .ci/oldest, and the bounds of .ci/newest."""
+    pins = [
+        dict(re.findall(r"^([\w-]+)[=>]=([\d.]+)$", (ROOT / "tests" / f"{name}.txt").read_text(), re.MULTILINE))
+        for name in ("oldest", "newest")
+    ]
+    said = re.search(r"^Tested with jax (\S+) and (\S+), optax (\S+) and (\S+)\.", README, re.MULTILINE).groups()
+    expected = [pin[name] for name in ("jax", "optax") for pin in pins]
+    assert list(map(Version, said)) == list(map(Version, expected))
 
 
 def test_the_page_on_citing_says_what_the_citation_file_does():

@@ -178,18 +178,21 @@ def groups_of(results: store.Store, factor: float = 1) -> dict[str, Rows]:
 
 def summary(results: store.Store, groups: dict[str, Rows]) -> str:
     """A line per workload on which GeN was trained, and the first methods to compare."""
-    parts = [_lines(results, groups, _IN_SHORT)]
+    table, entries = _lines(groups, _IN_SHORT)
+    parts = [table, rule.describe(results, entries)]
     if missing := [f"`{workload}`" for workload, rows in groups.items() if not _has_gen(rows)]:
         parts.append(f"Not trained by today's rule yet, and left out: {', '.join(missing)}.")
-    return "\n\n".join(parts)
+    return "\n\n".join(filter(None, parts))
 
 
 def brief(results: store.Store, groups: dict[str, Rows]) -> str:
     """The same for the README: six workloads, and what people do who tune and who do not."""
-    return _lines(results, {workload: groups[workload] for workload in _BRIEF if workload in groups}, _IN_BRIEF)
+    table, entries = _lines({workload: groups[workload] for workload in _BRIEF if workload in groups}, _IN_BRIEF)
+    return "\n\n".join(filter(None, [table, rule.in_plain_words(results, entries)]))
 
 
-def _lines(results: store.Store, groups: dict[str, Rows], columns: dict[str, str]) -> str:
+def _lines(groups: dict[str, Rows], columns: dict[str, str]) -> tuple[str, list[dict[str, Any]]]:
+    """A table, and the cells that it was made of."""
     lines, entries = [], []
     for workload, rows in groups.items():
         if not _has_gen(rows):
@@ -198,7 +201,7 @@ def _lines(results: store.Store, groups: dict[str, Rows], columns: dict[str, str
         example = next(iter(rows.values()))[0]["workload"]
         name = f"{workload}, {example['metric']} {'↑' if example['higher_is_better'] else '↓'}"
         lines.append([name, *(_test_metric(rows.get(method, [])) for method in columns.values())])
-    return pages.table_of(results, entries, ["", *columns], lines)
+    return pages.table(["", *columns], lines), entries
 
 
 def _has_gen(rows: Rows) -> bool:

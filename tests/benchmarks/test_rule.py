@@ -132,6 +132,10 @@ def test_rules_that_give_the_same_results_are_one(results):
     entries = list(today.cells())
     assert rule.describe(results, entries) == f"Rule {TWIN}, commit abcdef0."
     assert rule.describe(results, [entry("momo")]) == ""
+    assert rule.in_plain_words(results, entries).startswith("Measured with the code of commit abcdef0, or with code")
+    assert rule.in_plain_words(results, [entry("momo")]) == ""
+    assert "the code of fingerprint unknown," in rule.in_plain_words(results, [entry("lqa", None)])
+    assert rule.in_plain_words(results, [entry("gen"), entry("lqa", OTHER)]).startswith("**Of 2 rules")
 
 
 def test_a_table_of_several_rules_says_so(results):
