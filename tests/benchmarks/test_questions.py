@@ -16,6 +16,7 @@ from benchmarks import methods, questions, runner, store, tune
 from benchmarks import report as pages
 from benchmarks.questions import (
     Study,
+    _anytime,
     _gains,
     _lengths,
     authors,
@@ -131,19 +132,51 @@ def test_quality_of_shorter_and_longer_runs(study, monkeypatch):
         monkeypatch.setattr(_lengths, name, value)
     drawn = {}
     monkeypatch.setattr(_gains, "draw", lambda path, panels: drawn.update(panels))
+    curves = {}
+    monkeypatch.setattr(_anytime, "draw", lambda path, panels: curves.update(panels))
     text = page_of(quality, study, monkeypatch).split("## In shorter and longer runs")[1].split("## ")[0]
+    assert text.startswith("\n\n![The test metric against the steps](quality_anytime.png)\n\nThe open end is one run")
     # A panel for each length, with the better of what was tuned for it as the baseline.
     assert list(drawn) == ["The workload's own steps", "A quarter of the steps", "Four times the steps"]
     key = {"batch_size": 16, "num_steps": 16, "precision": "float32"}
     best = tune.choice(study.results, "toy", tune.setting_name(key), _lengths.SCHEDULES)["best"]
     cells = pages.by_method(study.results, "toy", factor=4)
     assert drawn["Four times the steps"]["toy"]["gen"].value == pages.gain(cells["gen"], cells[best])
+    # The same cells over the steps, with what was tuned for each length.
+    assert list(curves) == ["toy, accuracy ↑"]
+    assert {name: sorted(points) for name, points in curves["toy, accuracy ↑"].items()} == {
+        name: [1, 4, 16] for name in ("tuned", "gen")
+    }
+    for name, method in (("tuned", best), ("gen", "gen")):
+        seen = cells[method][0]["final"]["test"]["accuracy"]
+        assert curves["toy, accuracy ↑"][name][16].value == seen
     assert "| workload | method | test metric | 0.25 x | 1 x | 4 x |" in text
     assert text.count("| toy | tuned, ") == 2
     (gain,) = (line.split(" | ") for line in text.splitlines() if line.startswith("| gen | toy | "))
     assert len(gain) == 5
     (slope,) = (line.split(" | ") for line in text.splitlines() if line.startswith("| gen | ") and "toy" not in line)
     assert slope[3:] == ["1", "3", "0 |"]
+
+
+@pytest.mark.parametrize(("method", "same"), [("gen", True), ("gen_horizon", False)])
+def test_a_shorter_run_with_an_open_end_is_the_beginning_of_a_longer_one(method, same):
+    """Which is why a row of the table of lengths is a curve over time; with a horizon it is none."""
+    workload = toy()
+    losses = [
+        runner.train(runner.cell_key(workload, method, seed=1, num_steps=steps), workload)["curves"]["loss"]
+        for steps in (10, 20)
+    ]
+    assert (losses[1][:10] == losses[0]) == same
+
+
+def test_a_failed_seed_leaves_a_gap_in_the_curve():
+    def cell(value, diverged=False):
+        return {"diverged": diverged, "final": {"test": {"loss": value}}, "workload": {"metric": "loss"}}
+
+    value, error = _anytime.point([cell(1.0), cell(3.0)])
+    assert (value, error) == pytest.approx((2.0, 1.0))
+    assert math.isnan(_anytime.point([cell(1.0)]).error)
+    assert _anytime.point([cell(1.0), cell(3.0, diverged=True)]) is None
 
 
 def test_the_trend_with_the_length():
