@@ -6,6 +6,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from toy import toy
@@ -292,6 +293,36 @@ def test_overhead_counts_memory(study):
     assert row["base_compile_seconds"] > 0
     assert row["probes"]["retrospective"]["compile_ratio"] > 1
     assert "compilation / base" in text
+
+
+def test_cost_against_size_is_of_one_phi(tmp_path, monkeypatch):
+    def row(size, ratio, every=16, **key):
+        probe = {"ratio": ratio, "quartiles": [ratio - 0.01, ratio + 0.02], "memory_ratio": 1 + ratio / 10}
+        probe |= {"model": 1.0, "model_with_optimizer": 1.0}
+        about = {"num_parameters": size, "num_steps": 100, "base_bytes": 16 * size}
+        about |= {"base_seconds": 1.0, "forward_seconds": 0.3}
+        return {"key": {"every": every, **key}, "probes": dict.fromkeys(overhead.PROBES, probe), **about}
+
+    rows = [
+        row(1000, 1.3, parameters=1000),
+        row(100, 1.2, parameters=100),
+        row(100, 2.0, every=1, parameters=100),
+        row(500, 1.1, workload="toy"),
+    ]
+    perceptrons, workloads = overhead.by_size(rows)
+    assert [row["num_parameters"] for row in perceptrons] == [100, 1000]
+    assert [row["key"]["workload"] for row in workloads] == ["toy"]
+    figures = {}
+    monkeypatch.setattr(pages, "_save", lambda figure, path: figures.update({path.name: figure}))
+    results = store.Store(tmp_path)
+    results.set_note("overhead", lambda _: rows)
+    assert overhead.report(results).startswith("![cost against size](overhead_size.png)")
+    times, memory = figures["overhead_size.png"].axes
+    default, *_ = times.containers
+    assert default.lines[0].get_xydata() == pytest.approx(np.array([(100, 1.2), (1000, 1.3)]))
+    assert default.lines[2][0].get_segments()[0][:, 1] == pytest.approx([1.19, 1.22])
+    assert memory.containers[1].lines[0].get_xydata() == pytest.approx(np.array([(500, 1.11)]))
+    assert [text.get_text() for text in times.texts] == ["toy"]
 
 
 def test_the_search_for_a_rate_begins_with_as_many_evaluations_as_overhead_says():
