@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import optax
 
 import gen_optax
+from benchmarks import peers
 from benchmarks.controllers import CDAT, LQA
 from benchmarks.workload import Workload
 
@@ -294,6 +295,25 @@ def _schedule_free(make):
     return builder
 
 
+def _schedule_free_plus(workload, total_steps, warmup=None, annealing=None, **options):
+    """`warmup` and `annealing` are shares of the steps, for the learning rate and for beta; None for none."""
+    steps = {
+        name: max(1, round(share * total_steps))
+        for name, share in {"warmup_steps": warmup, "annealing_steps": annealing}.items()
+        if share is not None
+    }
+    decay = _PLUS_DECAY * workload.weight_decay
+    return Method(
+        peers.schedule_free_plus(weight_decay=decay, **steps, **options),
+        lambda state, step: state.learning_rate,
+        lambda state, params: state.average,
+    )
+
+
+# Its decay is multiplied by the square of the rate. The authors say 20 where AdamW has 0.1.
+_PLUS_DECAY = 200
+
+
 def _line_search(make):
     def builder(workload, total_steps, base="plain_sgd", max_steps=15):
         direction = BASES[base](1.0, workload.weight_decay)
@@ -328,6 +348,7 @@ FAMILIES: dict[str, Callable[..., Method]] = {
     "mechanize": _mechanize,
     "schedule_free_adamw": _schedule_free(optax.contrib.schedule_free_adamw),
     "schedule_free_sgd": _schedule_free(optax.contrib.schedule_free_sgd),
+    "schedule_free_plus": _schedule_free_plus,
     "backtracking": _line_search(optax.scale_by_backtracking_linesearch),
     "zoom": _line_search(optax.scale_by_zoom_linesearch),
     "polyak_sgd": _polyak,
@@ -357,6 +378,8 @@ QUALITY = (
     "schedule_free_adamw",
     "schedule_free_adamw:warmup=0.05",
     "schedule_free_sgd",
+    "schedule_free_plus",
+    "schedule_free_plus:warmup=0.05",
     "backtracking",
     "zoom",
     "polyak_sgd",

@@ -26,7 +26,7 @@ from benchmarks import questions, rule, runner, store
 
 # Okabe and Ito's palette, told apart with any colour vision; more curves than colours differ in their dashes.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
-DASHES = ("-", "--", ":", "-.")
+DASHES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
 _COLOURS_IN_A_FILE = 96
 _saves = contextvars.ContextVar("_saves", default=True)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks import report as pages
 from benchmarks import store, tune
-from benchmarks.questions import Study
+from benchmarks.questions import Study, _anytime
 
 WORKLOADS = (
     "digits_mlp",
@@ -68,6 +68,7 @@ def section(results: store.Store) -> str | None:
             entries += [cell for group in cells.values() for cell in group]
     if not metrics:
         return None
+    drawn = _curves(results)
     lengths_header = [f"{factor:g} x" for factor in FACTORS]
     by_length = [
         [method, workload, *(entries.get(factor) for factor in FACTORS)]
@@ -76,6 +77,7 @@ def section(results: store.Store) -> str | None:
     ]
     return "\n\n".join(
         [
+            *([f"![The test metric against the steps]({_draw(results, drawn)})", _DRAWN] if drawn else []),
             "Runs of a quarter to ten times the workload's own steps: `gen_horizon` beside the better of a constant "
             "rate and a linear decay, `gen` beside the constant rate, all tuned again at each length. The slope is "
             "that of the gain in per cent against log10 of the length, by least squares with an intercept for every "
@@ -86,6 +88,35 @@ def section(results: store.Store) -> str | None:
             pages.table_of(results, entries, ["workload", "method", "test metric", *lengths_header], metrics),
         ]
     )
+
+
+_DRAWN = (
+    "The open end is one run a seed, looked at where it could have been stopped: a shorter run is the beginning of the "
+    "longer ones. With the steps given, and for the tuned schedule, each point is a run of its own. Bars are standard "
+    "errors over the seeds; a length at which a seed failed has no point."
+)
+
+
+def _curves(results: store.Store) -> dict[str, _anytime.Curves]:
+    """What the picture shows, a panel by its title: workloads on which GeN was trained at more than one length."""
+    panels: dict[str, _anytime.Curves] = {}
+    for workload, lengths in _at_all_lengths(results).items():
+        curves: dict[str, dict[int, _anytime.Point]] = {}
+        for rows, rivals in lengths.values():
+            for name, row in {"tuned": rivals["gen_horizon"], **{method: method for method in METHODS}}.items():
+                if row in rows and (point := _anytime.point(rows[row])) is not None:
+                    curves.setdefault(name, {})[rows[row][0]["key"]["num_steps"]] = point
+        if any(len(curves.get(method, ())) > 1 for method in METHODS):
+            rows, _ = next(iter(lengths.values()))
+            about = next(iter(rows.values()))[0]["workload"]
+            panels[f"{workload}, {about['metric']} {'↑' if about['higher_is_better'] else '↓'}"] = curves
+    return panels
+
+
+def _draw(results: store.Store, panels: Mapping[str, _anytime.Curves]) -> str:
+    path = results.root / "quality_anytime.png"
+    _anytime.draw(path, panels)
+    return path.name
 
 
 class Trend(NamedTuple):

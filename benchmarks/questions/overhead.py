@@ -30,6 +30,7 @@ from benchmarks.models.transformer import GPT
 from benchmarks.questions import Study
 from benchmarks.workload import Workload
 from benchmarks.workloads.language import language_model
+from gen_optax.plot import BLUE, GREY, ORANGE
 
 # Probes by their methods, and the forward passes that each is said to cost.
 PROBES: dict[str, tuple[str, float]] = {
@@ -90,6 +91,8 @@ def report(results: store.Store) -> str | None:
     columns = ["probe", "base step, ms", "time / base", "quartiles", "1 + kF / (Φ(F + B))", "1 + kF / (Φ S)"]
     columns += ["memory / base", "copies of the parameters more"]
     parts = []
+    if any(by_size(rows)):
+        parts.append(f"![cost against size]({_draw_sizes(results, rows)})\n\n{_SIZES}")
     if perceptrons:
         lines = [
             [f"{row['key']['parameters']:.0e}", row["key"]["every"], *line]
@@ -122,6 +125,19 @@ def report(results: store.Store) -> str | None:
         table = pages.table_of(results, workloads, ["workload", "parameters", *columns], lines)
         parts.append(f"## Workloads of the suite, Φ = {_EVERY}\n\n{about}\n\n{table}")
     return "\n\n".join(parts)
+
+
+_SIZES = (
+    f"Time and memory of a step beside those of the base optimizer, at Φ = {_EVERY}. Perceptrons do little work with "
+    "each parameter, and are joined by lines; workloads of the suite stand by themselves. Bars are quartiles over the turns."
+)
+_IN_SIZES = {_DEFAULT: ("default", BLUE), "three points, map": ("Algorithm 1", ORANGE)}
+
+
+def by_size(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of perceptrons and of workloads at the Phi that they share, the smallest first."""
+    usual = sorted((row for row in rows if row["key"]["every"] == _EVERY), key=lambda row: row["num_parameters"])
+    return [row for row in usual if "parameters" in row["key"]], [row for row in usual if "workload" in row["key"]]
 
 
 def measure(workload: Workload, every: int, turns: int, compilations: int = 1) -> dict[str, Any]:
@@ -352,6 +368,34 @@ def _timed(function, *args):
     began = time.perf_counter()
     jax.block_until_ready(function(*args))
     return time.perf_counter() - began
+
+
+def _draw_sizes(results, rows):
+    path = results.root / "overhead_size.png"
+    perceptrons, workloads = by_size(rows)
+    with pages.picture(path, rows=2, size=(5.2, 6.4), sharex=True) as axes:
+        for axis, field in zip(axes.flat, ("ratio", "memory_ratio"), strict=True):
+            for probe, (label, colour) in _IN_SIZES.items():
+                for group, style in (
+                    (perceptrons, {"marker": "o", "label": label}),
+                    (workloads, {"marker": "D", "ls": ""}),
+                ):
+                    sizes = [row["num_parameters"] for row in group]
+                    values = np.array([row["probes"][probe][field] for row in group])
+                    quartiles = np.array([row["probes"][probe]["quartiles"] for row in group]).reshape(-1, 2)
+                    bars = np.abs(quartiles.T - values) if field == "ratio" else None
+                    axis.errorbar(sizes, values, yerr=bars, color=colour, ms=5, lw=1.5, elinewidth=1.2, **style)
+            for row in workloads:
+                at = row["num_parameters"], min(row["probes"][probe][field] for probe in _IN_SIZES)
+                below = {"xytext": (0, -8), "textcoords": "offset points", "va": "top"}
+                axis.annotate(row["key"]["workload"], at, rotation=-35, fontsize=8, **below)
+            axis.axhline(1.0, color=GREY, lw=0.8)
+            axis.set_xscale("log")
+            axis.margins(y=0.3)  # room for the names
+        axes[0, 0].set(ylabel="time of a step / of the base step")
+        axes[1, 0].set(ylabel="memory of a step / of the base step", xlabel="parameters")
+        axes[0, 0].legend(frameon=False)
+    return path.name
 
 
 def _draw(results, rows):

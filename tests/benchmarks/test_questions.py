@@ -6,6 +6,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from toy import toy
@@ -16,6 +17,7 @@ from benchmarks import methods, questions, runner, store, tune
 from benchmarks import report as pages
 from benchmarks.questions import (
     Study,
+    _anytime,
     _gains,
     _lengths,
     authors,
@@ -131,19 +133,51 @@ def test_quality_of_shorter_and_longer_runs(study, monkeypatch):
         monkeypatch.setattr(_lengths, name, value)
     drawn = {}
     monkeypatch.setattr(_gains, "draw", lambda path, panels: drawn.update(panels))
+    curves = {}
+    monkeypatch.setattr(_anytime, "draw", lambda path, panels: curves.update(panels))
     text = page_of(quality, study, monkeypatch).split("## In shorter and longer runs")[1].split("## ")[0]
+    assert text.startswith("\n\n![The test metric against the steps](quality_anytime.png)\n\nThe open end is one run")
     # A panel for each length, with the better of what was tuned for it as the baseline.
     assert list(drawn) == ["The workload's own steps", "A quarter of the steps", "Four times the steps"]
     key = {"batch_size": 16, "num_steps": 16, "precision": "float32"}
     best = tune.choice(study.results, "toy", tune.setting_name(key), _lengths.SCHEDULES)["best"]
     cells = pages.by_method(study.results, "toy", factor=4)
     assert drawn["Four times the steps"]["toy"]["gen"].value == pages.gain(cells["gen"], cells[best])
+    # The same cells over the steps, with what was tuned for each length.
+    assert list(curves) == ["toy, accuracy ↑"]
+    assert {name: sorted(points) for name, points in curves["toy, accuracy ↑"].items()} == {
+        name: [1, 4, 16] for name in ("tuned", "gen")
+    }
+    for name, method in (("tuned", best), ("gen", "gen")):
+        seen = cells[method][0]["final"]["test"]["accuracy"]
+        assert curves["toy, accuracy ↑"][name][16].value == seen
     assert "| workload | method | test metric | 0.25 x | 1 x | 4 x |" in text
     assert text.count("| toy | tuned, ") == 2
     (gain,) = (line.split(" | ") for line in text.splitlines() if line.startswith("| gen | toy | "))
     assert len(gain) == 5
     (slope,) = (line.split(" | ") for line in text.splitlines() if line.startswith("| gen | ") and "toy" not in line)
     assert slope[3:] == ["1", "3", "0 |"]
+
+
+@pytest.mark.parametrize(("method", "same"), [("gen", True), ("gen_horizon", False)])
+def test_a_shorter_run_with_an_open_end_is_the_beginning_of_a_longer_one(method, same):
+    """Which is why a row of the table of lengths is a curve over time; with a horizon it is none."""
+    workload = toy()
+    losses = [
+        runner.train(runner.cell_key(workload, method, seed=1, num_steps=steps), workload)["curves"]["loss"]
+        for steps in (10, 20)
+    ]
+    assert (losses[1][:10] == losses[0]) == same
+
+
+def test_a_failed_seed_leaves_a_gap_in_the_curve():
+    def cell(value, diverged=False):
+        return {"diverged": diverged, "final": {"test": {"loss": value}}, "workload": {"metric": "loss"}}
+
+    value, error = _anytime.point([cell(1.0), cell(3.0)])
+    assert (value, error) == pytest.approx((2.0, 1.0))
+    assert math.isnan(_anytime.point([cell(1.0)]).error)
+    assert _anytime.point([cell(1.0), cell(3.0, diverged=True)]) is None
 
 
 def test_the_trend_with_the_length():
@@ -259,6 +293,36 @@ def test_overhead_counts_memory(study):
     assert row["base_compile_seconds"] > 0
     assert row["probes"]["retrospective"]["compile_ratio"] > 1
     assert "compilation / base" in text
+
+
+def test_cost_against_size_is_of_one_phi(tmp_path, monkeypatch):
+    def row(size, ratio, every=16, **key):
+        probe = {"ratio": ratio, "quartiles": [ratio - 0.01, ratio + 0.02], "memory_ratio": 1 + ratio / 10}
+        probe |= {"model": 1.0, "model_with_optimizer": 1.0}
+        about = {"num_parameters": size, "num_steps": 100, "base_bytes": 16 * size}
+        about |= {"base_seconds": 1.0, "forward_seconds": 0.3}
+        return {"key": {"every": every, **key}, "probes": dict.fromkeys(overhead.PROBES, probe), **about}
+
+    rows = [
+        row(1000, 1.3, parameters=1000),
+        row(100, 1.2, parameters=100),
+        row(100, 2.0, every=1, parameters=100),
+        row(500, 1.1, workload="toy"),
+    ]
+    perceptrons, workloads = overhead.by_size(rows)
+    assert [row["num_parameters"] for row in perceptrons] == [100, 1000]
+    assert [row["key"]["workload"] for row in workloads] == ["toy"]
+    figures = {}
+    monkeypatch.setattr(pages, "_save", lambda figure, path: figures.update({path.name: figure}))
+    results = store.Store(tmp_path)
+    results.set_note("overhead", lambda _: rows)
+    assert overhead.report(results).startswith("![cost against size](overhead_size.png)")
+    times, memory = figures["overhead_size.png"].axes
+    default, *_ = times.containers
+    assert default.lines[0].get_xydata() == pytest.approx(np.array([(100, 1.2), (1000, 1.3)]))
+    assert default.lines[2][0].get_segments()[0][:, 1] == pytest.approx([1.19, 1.22])
+    assert memory.containers[1].lines[0].get_xydata() == pytest.approx(np.array([(500, 1.11)]))
+    assert [text.get_text() for text in times.texts] == ["toy"]
 
 
 def test_the_search_for_a_rate_begins_with_as_many_evaluations_as_overhead_says():

@@ -3,10 +3,11 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 
 from benchmarks import methods, report, rule, store, tune
-from benchmarks.questions import _gains, quality
+from benchmarks.questions import _anytime, _gains, quality
 
 INF = math.inf
 
@@ -223,6 +224,29 @@ def test_the_picture_of_gains(tmp_path, figures):
     # A phone shows 624 dots at half their size: letters of 10 points are 9 pixels high there.
     assert figure.get_size_inches()[0] == pytest.approx(5.2)
     assert min(label.get_fontsize() for label in (*above.get_yticklabels(), *below.get_xticklabels())) >= 10
+
+
+def test_the_picture_of_stopping_at_any_time(tmp_path, figures):
+    point = _anytime.Point
+    panels = {
+        "falls far, error ↓": {
+            "gen": {250: point(1.0, 0.1), 1000: point(0.01, 0.001)},
+            "tuned": {1000: point(0.02, math.nan)},
+        },
+        "falls little, loss ↓": {"gen_horizon": {500: point(1.0, 0.1), 1500: point(0.9, 0.1)}},
+        "one more, loss ↓": {"gen": {500: point(-1.0, 0.1)}},
+    }
+    _anytime.draw(tmp_path / "anytime.png", panels)
+    far, little, more = figures["anytime.png"].axes
+    assert [axis.get_yscale() for axis in (far, little, more)] == ["log", "linear", "linear"]
+    assert all(axis.get_xscale() == "log" for axis in (far, little, more))
+    assert [label.get_text() for label in far.get_xticklabels()] == ["250", "1k"]
+    assert little.get_title(loc="left") == "falls little, loss ↓"
+    (bars,) = (bars for bars in far.containers if bars.get_label() == _anytime.STYLES["gen"]["label"])
+    assert np.allclose(bars.lines[0].get_xydata(), [(250, 1.0), (1000, 0.01)])
+    assert np.allclose(bars.lines[2][0].get_segments(), [[(250, 0.9), (250, 1.1)], [(1000, 0.009), (1000, 0.011)]])
+    (legend,) = figures["anytime.png"].legends
+    assert {text.get_text() for text in legend.get_texts()} == {s["label"] for s in _anytime.STYLES.values()}
 
 
 def test_every_method_has_a_lane_of_its_own(tmp_path, figures):
