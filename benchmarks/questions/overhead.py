@@ -129,7 +129,8 @@ def report(results: store.Store) -> str | None:
 
 _SIZES = (
     f"Time and memory of a step beside those of the base optimizer, at Φ = {_EVERY}. Perceptrons do little work with "
-    "each parameter, and are joined by lines; workloads of the suite stand by themselves. Bars are quartiles over the turns."
+    "each parameter, and are joined by lines; workloads of the suite stand by themselves. Bars are quartiles over the "
+    "turns."
 )
 _IN_SIZES = {_DEFAULT: ("default", BLUE), "three points, map": ("Algorithm 1", ORANGE)}
 
