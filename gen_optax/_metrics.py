@@ -33,9 +33,7 @@ def metrics(state: Any) -> dict[str, Any]:
       0.5
     """
     flat = [_flatten(gen_state) for gen_state in _tree.instances(state, GenState, "metrics")]
-    for scalars in flat:
-        if isinstance(scalars["notices"], int):
-            _notice.warn(scalars["notices"], stacklevel=2)
+    _notice.warn_of_state(state, stacklevel=2)
     if len(flat) == 1:
         return flat[0]
     return {f"{i}/{name}": value for i, scalars in enumerate(flat) for name, value in scalars.items()}

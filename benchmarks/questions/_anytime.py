@@ -16,14 +16,14 @@ STYLES: dict[str, dict[str, Any]] = {
     "gen_horizon": {"label": "GeN, steps given", "color": BLUE, "marker": "o", "ls": ":", "ms": 5},
     "gen": {"label": "GeN, open end: one run", "color": ORANGE, "marker": "s", "ls": "-", "ms": 4.5},
 }
-"""What is drawn: lines of dots where each point is a run of its own."""
+"""What is drawn: a dotted line where each point is a run of its own."""
 
 _COLUMNS, _LETTERS = 2, 9.0  # on a phone the picture is at half its size
 _WIDE = 5.0  # the axis of a metric that spans more than this factor is logarithmic
 
 
 class Point(NamedTuple):
-    """A mean over the seeds that did not fail, and its standard error, NaN where there is one seed."""
+    """A mean over the seeds, and its standard error, NaN where there is one seed."""
 
     value: float
     error: float

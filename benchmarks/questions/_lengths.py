@@ -46,8 +46,12 @@ def run(study: Study) -> None:
 
 def gains_of(results: store.Store) -> dict[str, dict[str, dict[float, float]]]:
     """The gain of each method at each length, `{method: {workload: {factor: gain}}}`, with more than one length."""
+    return _gains_of(_at_all_lengths(results))
+
+
+def _gains_of(at_all_lengths):
     gains: dict[str, dict[str, dict[float, float]]] = {method: {} for method in METHODS}
-    for workload, lengths in _at_all_lengths(results).items():
+    for workload, lengths in at_all_lengths.items():
         for factor, (rows, rivals) in lengths.items():
             for method in METHODS:
                 if method in rows and (gain := pages.gain(rows[method], rows.get(rivals[method]))) is not None:
@@ -57,10 +61,11 @@ def gains_of(results: store.Store) -> dict[str, dict[str, dict[float, float]]]:
 
 def section(results: store.Store) -> str | None:
     """The trend of the gain with the length, gains and test metrics, of workloads with more than one length."""
-    gains = gains_of(results)
+    at_all_lengths = _at_all_lengths(results)
+    gains = _gains_of(at_all_lengths)
     metrics: list[list[str]] = []
     entries = []
-    for workload, lengths in _at_all_lengths(results).items():
+    for workload, lengths in at_all_lengths.items():
         names = dict.fromkeys(name for rows, _ in lengths.values() for name in rows)
         for name in names:
             cells = {factor: rows[name] for factor, (rows, _) in lengths.items() if name in rows}
@@ -68,7 +73,7 @@ def section(results: store.Store) -> str | None:
             entries += [cell for group in cells.values() for cell in group]
     if not metrics:
         return None
-    drawn = _curves(results)
+    drawn = _curves(at_all_lengths)
     lengths_header = [f"{factor:g} x" for factor in FACTORS]
     by_length = [
         [method, workload, *(entries.get(factor) for factor in FACTORS)]
@@ -97,10 +102,10 @@ _DRAWN = (
 )
 
 
-def _curves(results: store.Store) -> dict[str, _anytime.Curves]:
+def _curves(at_all_lengths) -> dict[str, _anytime.Curves]:
     """What the picture shows, a panel by its title: workloads on which GeN was trained at more than one length."""
     panels: dict[str, _anytime.Curves] = {}
-    for workload, lengths in _at_all_lengths(results).items():
+    for workload, lengths in at_all_lengths.items():
         curves: dict[str, dict[int, _anytime.Point]] = {}
         for rows, rivals in lengths.values():
             for name, row in {"tuned": rivals["gen_horizon"], **{method: method for method in METHODS}}.items():
