@@ -323,8 +323,8 @@ CLAIMS: tuple[Sentence | Block, ...] = (
     Block("docs/guides/precision.md", "runs", _precision(1), "python -m benchmarks question precision"),
     Sentence(
         "docs/guides/precision.md",
-        "half of its answers are within {path} of float32's, or {path_coarse} where the mean of the losses is in "
-        "bfloat16 as well. `exact()` differences nothing and is right to {exact} at nine points of ten. "
+        "half of its answers are within {path} of float32's. Where the mean of the losses is in bfloat16 as well, half "
+        "are within {path_coarse}. `exact()` differences nothing and is right to {exact} at nine points of ten. "
         "`finite_difference()` sees a single step: in bfloat16 half of its answers are off by {single} or more, either "
         "way. Where the mean is in bfloat16 it abstains at {abstained} of the points, and half of the others are off "
         "by {single_coarse} or more.",
@@ -335,7 +335,7 @@ CLAIMS: tuple[Sentence | Block, ...] = (
         "docs/guides/precision.md",
         "Weights that are nudged alone change the median rate by factors of {least} to {most}. With the mean of the "
         "losses in bfloat16 the default probe finds {single_least} to {single_most} times the rate of float32 in "
-        "single runs, and the mean of the last losses is {loss}, in float32 {fine_loss}.",
+        "single runs. The mean of the last losses is then {loss}, in float32 {fine_loss}.",
         _precision_over_runs,
         "python -m benchmarks question precision",
     ),
