@@ -341,4 +341,4 @@ def _made_on(results: store.Store) -> list[str]:
     """A line on each kind of machine and set of versions behind the training runs."""
     facts = {tuple({**cell["machine"], **cell["versions"]}.items()) for cell in results.cells()}
     lines = [", ".join(f"{name} {value}" for name, value in fact) for fact in facts]
-    return [f"Training runs were made on: {line}." for line in sorted(lines)]
+    return ["Training runs were made on:", "", *(f"- {line}." for line in sorted(lines))] if lines else []

@@ -1,7 +1,7 @@
 """What docstrings say in reStructuredText, as optax's do, in the Markdown that the API pages are made of.
 
 Mathematics, cross-references and links are translated. A class whose fields carry their meaning in a comment on their
-line, or in a string below it, gets a list of them; not one whose docstring describes them as arguments.
+line, or in a string below it, gets a list of them; not one whose docstring describes them itself.
 """
 
 import re
@@ -33,7 +33,8 @@ class Docstrings(griffe.Extension):
             elif member.docstring is not None:
                 member.docstring.value = to_markdown(member.docstring.value)
         if obj.docstring is not None:
-            fields = _fields(obj) if obj.is_class and "\nArgs:" not in obj.docstring.value else ""
+            described = re.search(r"^ *(Args|Attributes):$", obj.docstring.value, re.MULTILINE)
+            fields = _fields(obj) if obj.is_class and not described else ""
             obj.docstring.value = to_markdown(obj.docstring.value) + fields
 
 

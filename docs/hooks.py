@@ -65,6 +65,8 @@ def on_files(files: Files, config: Any) -> Files:
     for path in sorted(RESULTS.glob("*.png")):
         add(f"benchmarks/{path.name}", path.read_bytes())
         _legible_widths[path.name] = int(0.55 * _width(path.read_bytes()))  # 120 dots per inch
+    for path in (ROOT / "docs" / "assets").glob("*.png"):
+        _legible_widths[path.name] = int(0.5 * _width(path.read_bytes())) if _width(path.read_bytes()) > 1000 else 560
     for path in _notebooks():
         uri = f"notebooks/{path.stem}.md"
         text, pictures = notebook(json.loads(path.read_text()), path.stem)
@@ -109,7 +111,31 @@ def on_page_content(html_text: str, page: Any, config: Any, files: Files) -> str
         text = re.sub(r"<[^>]+>", "", match[1])
         return f'<td class="long">{match[1]}</td>' if len(text) > 50 else match[0]
 
-    return re.sub(r"<td>(.*?)</td>", cell, html_text, flags=re.DOTALL)
+    html_text = re.sub(r"<td>(.*?)</td>", cell, html_text, flags=re.DOTALL)
+    if page.file.src_uri.startswith("benchmarks/"):  # tables of numbers
+        return html_text
+    return re.sub(r"<table>.*?</table>", _stacked, html_text, flags=re.DOTALL)
+
+
+def _stacked(match: re.Match[str]) -> str:
+    """A table with sentences and headings, which a phone shows row by row: each cell behind its heading."""
+    table = match[0]
+    headings = [re.sub(r"<[^>]+>", "", text).strip() for text in re.findall(r"<th\b[^>]*>(.*?)</th>", table, re.DOTALL)]
+    if not any(headings[1:]) or 'class="long"' not in table:
+        return table
+
+    def row(found: re.Match[str]) -> str:
+        of_column = iter(["", *headings[1:]])  # the first cell is the heading of the row
+
+        def cell(opened: re.Match[str]) -> str:
+            heading = next(of_column)
+            label = f' data-heading="{html.escape(heading, quote=True)}"' if heading and opened[2].strip() else ""
+            return f"<td{label}{opened[1]}>{opened[2]}</td>"
+
+        return re.sub(r"<td\b([^>]*)>(.*?)</td>", cell, found[0], flags=re.DOTALL)
+
+    table = re.sub(r"<tr>.*?</tr>", row, table, flags=re.DOTALL)
+    return f'<div class="stacked">{table}</div>'
 
 
 def formula(latex: str, block: bool) -> str:

@@ -50,7 +50,7 @@ def report(history: _history.History, *, steps: Any = None) -> "Report":
         first step of a run has the number 1.
 
     Returns:
-      A :class:`gen_optax.Report`: `print` it, or read its fields. Its `schedule()` is an optax schedule.
+      A :class:`gen_optax.Report` to `print`, or to read the fields of. Its `schedule()` is an optax schedule.
 
     Raises:
       ValueError: if the history has less than two entries, lacks a name that :func:`gen_optax.metrics` returns, or has
@@ -192,6 +192,7 @@ class Report:
       learning_rate_range: the least and the largest after the search.
       search_steps: the number of steps of the search, those before a rate was found included; 0: none is seen.
       copied: the schedule to copy, with its `peak`, `warmup_steps`, `power` and `decay`; None where no rate was found.
+      readable: the share of the probes that say which way the rate should go: ACCEPTED, ASCENT and NO_CURVATURE.
     """
 
     last_step: int

@@ -49,7 +49,7 @@ def learning_rate(history: History, ax: Axes | None = None, *, steps: Any = None
       steps: the step that each entry was collected at, where that was not every step from the first, shape `(n,)`.
 
     Returns:
-      The axes: eta as a line, the rate as applied as a thin one where it differs (a decay, or a step not taken),
+      The axes, with eta as a line, the rate as applied as a thin one where it differs (a decay, or a step not taken),
       `b / A` of each accepted probe as a dot, and below them each other probe, in one row for every reason. A probe
       that judges steps as they were applied (the default one does) measures `b / A` in the applied rate.
 
@@ -81,8 +81,8 @@ def report(history: History, figure: Figure | None = None, *, steps: Any = None)
       steps: as in :func:`gen_optax.plot.learning_rate`.
 
     Returns:
-      The figure: above the loss of each step, below it :func:`gen_optax.plot.learning_rate` with the schedule to copy
-      as a dashed line, and the lines of the report.
+      The figure, with the loss of each step, below it :func:`gen_optax.plot.learning_rate` with the schedule to copy as
+      a dashed line, and the lines of the report.
 
     Raises:
       ValueError: as :func:`gen_optax.report` does.
@@ -200,7 +200,7 @@ def decrease(history: History, actual: Any, ax: Axes | None = None, *, along: st
       along: what the probe measures along, "path" or "step", as in :func:`gen_optax.finite_difference`.
 
     Returns:
-      The axes: one dot per accepted probe, :math:`b h - A h^2 / 2` against the real decrease; on the diagonal they
+      The axes, with one dot per accepted probe, :math:`b h - A h^2 / 2` against the real decrease; on the diagonal they
       agree. `h` is the rate as applied: that of the step itself, or along the path that of the step before.
 
     Raises:

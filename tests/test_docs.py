@@ -130,6 +130,15 @@ def test_formulas_are_drawn_when_the_site_is_built(site, pages):
         assert ":math:" not in text
 
 
+def test_a_phone_shows_tables_of_sentences_row_by_row(site):
+    """Each cell has the heading of its column, for there it stands alone; not the first, nor one without a text."""
+    text = site["guides/optax/index.html"].read_text()
+    (table,) = re.findall(r'<div class="stacked"><table>(.*?)</table>', text, re.DOTALL)
+    assert '<td data-heading="write"><code>gen(base, decay=schedule)</code></td>' in table
+    assert "<td><code>MultiSteps</code></td>\n<td></td>" in table
+    assert "stacked" not in site["benchmarks/quality/index.html"].read_text()
+
+
 def test_no_page_needs_the_network(pages):
     # Links lead anywhere; what a page is made of comes with it.
     for name, page in pages.items():
