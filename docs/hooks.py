@@ -109,7 +109,7 @@ def on_page_content(html_text: str, page: Any, config: Any, files: Files) -> str
 
     def cell(match: re.Match[str]) -> str:
         text = re.sub(r"<[^>]+>", "", match[1])
-        return f'<td class="long">{match[1]}</td>' if len(text) > 50 else match[0]
+        return f'<td class="long">{match[1]}</td>' if len(text) > 45 else match[0]
 
     html_text = re.sub(r"<td>(.*?)</td>", cell, html_text, flags=re.DOTALL)
     if page.file.src_uri.startswith("benchmarks/"):  # tables of numbers
@@ -121,7 +121,7 @@ def _stacked(match: re.Match[str]) -> str:
     """A table with sentences and headings, which a phone shows row by row: each cell behind its heading."""
     table = match[0]
     headings = [re.sub(r"<[^>]+>", "", text).strip() for text in re.findall(r"<th\b[^>]*>(.*?)</th>", table, re.DOTALL)]
-    if not any(headings[1:]) or 'class="long"' not in table:
+    if not any(headings) or 'class="long"' not in table:
         return table
 
     def row(found: re.Match[str]) -> str:
