@@ -182,8 +182,8 @@ def directional_derivatives(
       updates: the step `u`, a tree like `params`, with the sign it is applied with.
 
     Returns:
-      `(value, slope, curvature)`: the loss, `b` (positive on a descending step) and `A`, scalars in the dtype that
-      `value_fn` returns.
+      A tuple `(value, slope, curvature)` of the loss, `b` (positive on a descending step) and `A`, scalars in the dtype
+      that `value_fn` returns.
 
     Raises:
       ValueError: if `value_fn` returns no real scalar.
