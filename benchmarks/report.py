@@ -205,7 +205,9 @@ def _save(figure: Any, path: Path) -> None:
     """As a small file: few colours are enough for lines and points. An unchanged picture is an unchanged file."""
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=120)
-    image = Image.open(drawn).convert("RGB").quantize(_COLOURS_IN_A_FILE, dither=Image.Dither.NONE)
+    image = Image.open(drawn).convert("RGB")
+    # Not by the median cut, which gives a line that is nearly hidden the colour of another one.
+    image = image.quantize(_COLOURS_IN_A_FILE, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     image.save(path, optimize=True, dpi=(120, 120))
 
 

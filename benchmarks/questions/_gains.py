@@ -14,7 +14,8 @@ REACH = 30.0
 """Gains beyond, in per cent, stand at the edge with an arrow and their number: one of -400 would hide all others."""
 
 _LETTERS = 10.0  # points: no smaller ones, they are to be read where a phone shows the picture at half its size
-_ROW = 0.42  # inches: a lane of letters for each method
+_ROW = 0.42  # inches: four lanes
+_NUMBER = 40.0  # points: an arrow with its number
 _GEN: dict[str, dict[str, Any]] = {
     "gen_horizon": {"label": "GeN, steps given", "color": BLUE, "marker": "o", "ms": 5.5},
     "gen": {"label": "GeN, open end", "color": ORANGE, "marker": "s", "ms": 5},
@@ -80,11 +81,14 @@ def _panel(axis: Any, rows: list[Mapping[str, Gain]]) -> None:
     for y, gains in enumerate(rows):
         if y:
             axis.axhline(y - 0.5, color="0.92", lw=0.8)
+        near = False  # whether a number stands at the edge in the lane above
         for method, style in (_GEN | _LIGHT).items():
+            off = method in gains and abs(gains[method].value) > REACH
+            indent, near = off and near, off and not near
             if method in gains:
                 if method in _GEN:
                     _bar(axis, gains[method], y + _LANES[method], style["color"])
-                _mark(axis, gains[method].value, y + _LANES[method], style)
+                _mark(axis, gains[method].value, y + _LANES[method], style, indent)
 
 
 def _bar(axis: Any, gain: Gain, y: float, color: str) -> None:
@@ -92,8 +96,11 @@ def _bar(axis: Any, gain: Gain, y: float, color: str) -> None:
         axis.plot([gain.value - gain.error, gain.value + gain.error], [y, y], color=color, lw=1.8)
 
 
-def _mark(axis: Any, value: float, y: float, style: Mapping[str, Any]) -> None:
-    """A mark at its place, or at the edge with an arrow and the number."""
+def _mark(axis: Any, value: float, y: float, style: Mapping[str, Any], indent: bool) -> None:
+    """A mark at its place, or at the edge with an arrow and the number.
+
+    Letters are higher than a lane, so the numbers of two neighbouring lanes stand beside each other.
+    """
     side = math.copysign(1, value)
     off = abs(value) > REACH
     x = side * REACH if off else value
@@ -103,7 +110,7 @@ def _mark(axis: Any, value: float, y: float, style: Mapping[str, Any]) -> None:
         axis.annotate(
             f"← {number}" if value < 0 else f"{number} →",
             (x, y),
-            (-7 * side, -0.5),
+            (-(7 + _NUMBER * indent) * side, -0.5),
             textcoords="offset points",
             ha="left" if value < 0 else "right",
             va="center",

@@ -310,7 +310,10 @@ def _draw(results, rows, base):
         for axis in axes[0]:
             axis.set_xscale("log", base=2)
             axis.set(xlabel="devices")
-            axis.legend(frameon=False, fontsize=8)
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter("{x:g}")
+        memory.legend(frameon=False, fontsize=8)  # the other axis has the same colours, and no room
     return path.name
 
 

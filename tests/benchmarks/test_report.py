@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks import methods, report, rule, store, tune
 from benchmarks.questions import _anytime, _gains, quality
@@ -184,6 +185,15 @@ def test_without_gen_there_is_no_picture_of_gains(results):
     assert not (results.root / "quality_gains.png").exists()
 
 
+def test_a_file_keeps_the_colour_of_a_line_of_which_little_is_seen(tmp_path):
+    with report.picture(tmp_path / "lines.png") as axes:
+        axes[0, 0].imshow(np.linspace(0, 1, 400)[None], cmap="YlGn", aspect="auto")
+        axes[0, 0].plot([0, 20], [0, 0], **report.style(0))
+    pixels = np.asarray(Image.open(tmp_path / "lines.png").convert("RGB"), int)
+    wanted = [int(report.COLOURS[0][i : i + 2], 16) for i in (1, 3, 5)]
+    assert np.abs(pixels - wanted).max(axis=-1).min() <= 2
+
+
 @pytest.fixture
 def figures(monkeypatch):
     """The figures that are drawn, by the names of their files, which are not written."""
@@ -210,6 +220,10 @@ def test_the_picture_of_gains(tmp_path, figures):
     assert above.yaxis.get_inverted()
     # What is off has its number, and nothing is drawn beyond the edge.
     assert {text.get_text() for text in above.texts} == {"← -419", "← failed", "← -40", "+52 →"}
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in above.texts]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    assert sorted(abs(text.xyann[0]) for text in above.texts)[:3] == [7, 7, 7], "only where there is a neighbour"
     marks = {line.get_marker(): [] for line in above.lines}
     for line in above.lines:
         marks[line.get_marker()] += [float(x) for x in line.get_xdata()]
