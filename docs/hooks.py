@@ -4,6 +4,7 @@
   "Notebooks" and "Benchmarks" in the navigation list those that exist.
 - `<!-- include README.md#Use -->` stands for a section of a file (`#` alone: its first paragraph; none: the whole of it
   without its title), with its links turned into those of the site.
+- What stands between `<!-- where FILE -->` and `<!-- /where -->` is left out where that file does not exist.
 - Formulas are drawn when the site is built: a page needs no script and no network to show them.
 """
 
@@ -27,9 +28,11 @@ from mkdocs.structure.files import File, Files
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 FIRST_NOTEBOOKS = ("quick_start", "idea", "diagnosing", "fine_tuning_lora", "devices")
+_NO_RESULT = "There is no result by today's rule yet."  # on a page that `benchmarks report` wrote
 OVERVIEW = RESULTS / "README.md"  # which `benchmarks report` writes: the pages in order, and the machine
 # A minus that is a sign, not a difference: in braces it stands close to its number.
 _SIGN = re.compile(r"(^|[=(,{&]|\\(?:q?quad|cdot|le|ge|[,;]))\s*-(?=\S)")
+_NEARLY_A_PHONE = 430  # pixels: a picture that would be legible at this width is shrunk to the screen, not scrolled
 _legible_widths: dict[str, int] = {}  # of pictures, in pixels: letters below some 9 pixels cannot be read
 log = logging.getLogger("mkdocs.hooks")
 
@@ -83,6 +86,10 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     def included(match: re.Match[str]) -> str:
         return relink(section(*match.groups()), match[1], page.file.src_uri)
 
+    def kept(match: re.Match[str]) -> str:
+        return match[2] if (ROOT / match[1]).exists() else ""
+
+    markdown = re.sub(r"<!-- where ([\w./]+) -->\n(.*?)<!-- /where -->\n", kept, markdown, flags=re.DOTALL)
     markdown = re.sub(r"<!-- include ([\w./]+)(#[^>]*?)? -->", included, markdown)
     return markdown.replace("<!-- results -->", _list_of_results())
 
@@ -101,8 +108,9 @@ def on_page_content(html_text: str, page: Any, config: Any, files: Files) -> str
 
     def picture(match: re.Match[str]) -> str:
         name = match[2].rsplit("/", 1)[-1]
-        style = f' style="min-width:{_legible_widths[name]}px"' if name in _legible_widths else ""
-        return f'<a class="picture" href="{match[2]}"><img{style} {match[1]}src="{match[2]}"{match[3]}></a>'
+        width = _legible_widths.get(name, 0)
+        kind, style = ("picture", "") if width < _NEARLY_A_PHONE else ("picture wide", f' style="min-width:{width}px"')
+        return f'<a class="{kind}" href="{match[2]}"><img{style} {match[1]}src="{match[2]}"{match[3]}></a>'
 
     html_text = re.sub(r'<(div|span) class="arithmatex">(.*?)</\1>', drawn, html_text, flags=re.DOTALL)
     html_text = re.sub(r'<img ([^>]*)src="([^"]+\.png)"([^>]*)>', picture, html_text)
@@ -277,7 +285,14 @@ def _name(path: pathlib.Path) -> str:
 
 
 def _list_of_results() -> str:
-    """A link to every page of results under its title, and on what they were made."""
+    """A link to every page of results under its title, and on what they were made; what waits for results says so."""
     if not OVERVIEW.exists():
         return "There are no results here yet; the commands below make them."
-    return relink(section("benchmarks/results/README.md", None), "benchmarks/results/README.md", "benchmarks/index.md")
+
+    def marked(link: re.Match[str]) -> str:
+        page = RESULTS / link[1]
+        waits = page.exists() and _NO_RESULT in page.read_text()
+        return f"{link[0]} (not measured yet with the present version)" if waits else link[0]
+
+    text = re.sub(r"^- \[.*\]\((.*)\)$", marked, section("benchmarks/results/README.md", None), flags=re.MULTILINE)
+    return relink(text, "benchmarks/results/README.md", "benchmarks/index.md")

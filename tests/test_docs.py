@@ -139,6 +139,20 @@ def test_a_phone_shows_tables_of_sentences_row_by_row(site):
     assert "stacked" not in site["benchmarks/quality/index.html"].read_text()
 
 
+def test_pages_of_results_that_wait_say_so_in_the_list(site):
+    page = site["benchmarks/index.html"].read_text()
+    for path in (ROOT / "benchmarks" / "results").glob("*.md"):
+        if link := re.search(rf'<a href="{path.stem}/">[^<]*</a>(.*)</li>', page):
+            waits = "There is no result by today's rule yet." in path.read_text()
+            assert ("not measured yet" in link[1]) == waits, path.name
+
+
+def test_a_phone_scrolls_wide_pictures_only_and_says_so(site):
+    assert '<a class="picture wide" href="assets/sweep.png"><img style="min-width:' in site["index.html"].read_text()
+    kinds = re.findall(r'<a class="(picture.*?)"', site["notebooks/idea/index.html"].read_text())
+    assert set(kinds) == {"picture", "picture wide"}
+
+
 def test_no_page_needs_the_network(pages):
     # Links lead anywhere; what a page is made of comes with it.
     for name, page in pages.items():
