@@ -56,6 +56,7 @@ def test_stored(path):
         assert "stderr" not in [output.get("name") for output in cell["outputs"]], texts(cell)
         if re.search(r"^plt\.show\(\)", source(cell), re.MULTILINE):
             assert pictures(cell), source(cell)
+        assert max(map(len, source(cell).split("\n"))) <= 75, "a page would break the line"
         assert "execution" not in cell["metadata"], "times of the run: execute with record_timing=False"
         for text in [source(cell), *texts(cell)]:
             assert not MACHINE_PATH.search(text), text
