@@ -32,7 +32,7 @@ _NO_RESULT = "There is no result by today's rule yet."  # on a page that `benchm
 OVERVIEW = RESULTS / "README.md"  # which `benchmarks report` writes: the pages in order, and the machine
 # A minus that is a sign, not a difference: in braces it stands close to its number.
 _SIGN = re.compile(r"(^|[=(,{&]|\\(?:q?quad|cdot|le|ge|[,;]))\s*-(?=\S)")
-_NEARLY_A_PHONE = 430  # pixels: a picture that would be legible at this width is shrunk to the screen, not scrolled
+_NEARLY_A_PHONE = 440  # pixels: a picture that would be legible at this width is shrunk to the screen, not scrolled
 _legible_widths: dict[str, int] = {}  # of pictures, in pixels: letters below some 9 pixels cannot be read
 log = logging.getLogger("mkdocs.hooks")
 
