@@ -119,6 +119,7 @@ class Trainer:
     def __init__(self, tx: Any, data: tuple[np.ndarray, np.ndarray, int]):
         self.tx, (self.training, self.test, vocabulary) = optax.with_extra_args_support(tx), data
         self.model = Transformer(vocabulary)
+        self.init = jax.jit(self.model.init)
         chunk = jax.jit(lambda rate, carry, batches: jax.lax.scan(functools.partial(self.step, rate), carry, batches))
         self.run_chunk = chunk.lower(1.0, self.start(0), self.batches(0)[0]).compile()
         self.test_loss = jax.jit(self.loss_fn).lower(self.start(0)[0], self.test).compile()
@@ -130,7 +131,7 @@ class Trainer:
 
     def start(self, seed: int) -> Any:
         """Parameters and optimizer state before the first step."""
-        params = jax.jit(self.model.init)(jax.random.key(seed), self.training[:1, :-1])
+        params = self.init(jax.random.key(seed), self.training[:1, :-1])
         return params, self.tx.init(params)
 
     def batches(self, seed: int) -> np.ndarray:

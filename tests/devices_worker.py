@@ -289,21 +289,33 @@ def collectives(function, *args):
 
 def communication(layout, options):
     """The collectives of a step with GeN and of the base optimizer's alone."""
+    return {"gen": collectives_of_step(layout, optimizer(options)), **without_gen(layout)}
+
+
+@functools.cache
+def without_gen(layout):
+    forward = collectives(jax.jit(loss_fn), *placed_problem(layout))
+    return {"base": collectives_of_step(layout, optax.adamw(0.1)), "forward": forward}
+
+
+def placed_problem(layout):
     (shape, names), specs = LAYOUTS[layout]
     the_mesh = mesh(shape, names)
     params, batch = problem()
-    placed = place(params, the_mesh, specs), place(batch, the_mesh, {"x": P("data"), "y": P("data")})
+    return place(params, the_mesh, specs), place(batch, the_mesh, {"x": P("data"), "y": P("data")})
 
-    def compiled(tx):
-        tx = optax.with_extra_args_support(tx)
-        state = tx.init(params)
-        shardings = (specs, like_params(state, params, specs))
-        shardings = jax.tree.map(lambda spec: NamedSharding(the_mesh, spec), shardings)
-        step = jax.jit(plain_step(tx), in_shardings=(*shardings, None), out_shardings=shardings)
-        return collectives(step, placed[0], state, placed[1])
 
-    forward = collectives(jax.jit(loss_fn), *placed)
-    return {"base": compiled(optax.adamw(0.1)), "gen": compiled(optimizer(options)), "forward": forward}
+def collectives_of_step(layout, tx):
+    (shape, names), specs = LAYOUTS[layout]
+    the_mesh = mesh(shape, names)
+    tx = optax.with_extra_args_support(tx)
+    params, _ = problem()
+    state = tx.init(params)
+    shardings = (specs, like_params(state, params, specs))
+    shardings = jax.tree.map(lambda spec: NamedSharding(the_mesh, spec), shardings)
+    step = jax.jit(plain_step(tx), in_shardings=(*shardings, None), out_shardings=shardings)
+    placed = placed_problem(layout)
+    return collectives(step, placed[0], state, placed[1])
 
 
 CASES = {
