@@ -17,21 +17,10 @@ import gen_optax
 pytestmark = pytest.mark.filterwarnings("ignore:scale_by_gen runs inside optax.MultiSteps:UserWarning")
 
 LISTS = ("_MAIN_OPTIMIZERS_UNDER_TEST", "_ALL_OPTIMIZERS_UNDER_TEST")
-# For the main tests, of dtypes, shapes and wrappers: a base without a state, and one with moments that reads the
-# parameters.
-MAIN = ("sgd", "adamw")
 
 
 def sophia(base):
     return gen_optax.gen(BASES[base])
-
-
-def around(bases):
-    """Entries of the suite's lists."""
-    return tuple(
-        {"opt_name": "sophia", "opt_kwargs": {"base": base}, "wrapper_name": None, "wrapper_kwargs": None}
-        for base in bases
-    )
 
 
 def suite():
@@ -41,9 +30,13 @@ def suite():
     assert set(LISTS) <= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     # The lists are read where the class is made: they are replaced just before.
     first = next(i for i, node in enumerate(tree.body) if isinstance(node, ast.ClassDef))
-    tree.body[first:first] = ast.parse(f"{', '.join(LISTS)}, contrib = REPLACEMENTS").body
+    tree.body[first:first] = ast.parse(f"{' = '.join(LISTS)} = GEN\ncontrib = CONTRIB").body
     module = importlib.util.module_from_spec(importlib.util.spec_from_file_location("optax_common_test", file))
-    module.REPLACEMENTS = around(MAIN), around(BASES), types.SimpleNamespace(sophia=sophia)
+    module.GEN = tuple(
+        {"opt_name": "sophia", "opt_kwargs": {"base": base}, "wrapper_name": None, "wrapper_kwargs": None}
+        for base in BASES
+    )
+    module.CONTRIB = types.SimpleNamespace(sophia=sophia)
     exec(compile(tree, file, "exec"), module.__dict__)
     return module.ContribTest
 
