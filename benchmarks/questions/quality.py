@@ -76,16 +76,21 @@ def report(results: store.Store) -> str | None:
     if not groups:
         return None
     compared = beside_the_tuned(groups)
+    behind = far_behind(compared)
+    kept = {name: pairs for name, pairs in compared.items() if name not in behind}
     parts = [
         *_opening(results, groups),
         f"## In short\n\n{summary(results, groups)}",
-        f"## Beside the tuned baseline\n\n{pages.gains(results, compared)}",
+        f"## Beside the tuned baseline\n\n{pages.gains(results, kept)}",
         _ranking(results, comparable(groups)),
         _profiles(results, comparable(groups)),
     ]
     if (lengths := _lengths.section(results)) is not None:
         parts.append(f"## In shorter and longer runs\n\n{lengths}")
     parts += [f"## {workload}\n\n{_table(results, rows)}" for workload, rows in groups.items()]
+    if behind:
+        table = pages.gains(results, {name: compared[name] for name in behind})
+        parts.append(f"## Supplement\n\n{_SUPPLEMENT}\n\n{table}")
     return "\n\n".join(parts)
 
 
@@ -164,6 +169,24 @@ def beside_the_tuned(groups: dict[str, Rows]) -> dict[str, dict[str, tuple[list[
         for name in rows if TUNED in rows else ():
             compared[name][workload] = rows[name], rows[TUNED]
     return compared
+
+
+_FAR, _MOSTLY = -5.0, 0.75
+_SUPPLEMENT = (
+    f"Peers that are worse than the tuned baseline by more than {-_FAR:g} % on more than {100 * _MOSTLY:g} % of the "
+    "workloads that they were trained on. The ranks, the profiles and the tables of single workloads have them, too."
+)
+_NEVER_APART = (TUNED, *_SCHEDULES.values(), *methods.UNTUNED, "gen", "gen_horizon", "gen_paper", "gen_paper_horizon")
+
+
+def far_behind(compared: dict[str, dict[str, tuple[list[Any], list[Any]]]]) -> list[str]:
+    """The peers that have no place in the first table: far behind nearly everywhere."""
+    found = []
+    for name, pairs in compared.items():
+        seen = [gain for pair in pairs.values() if (gain := pages.gain(*pair)) is not None]
+        if name not in _NEVER_APART and seen and np.mean([gain < _FAR for gain in seen]) > _MOSTLY:
+            found.append(name)
+    return found
 
 
 def _others() -> dict[str, str]:

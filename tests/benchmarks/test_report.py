@@ -122,7 +122,7 @@ def test_steps_to_a_loss():
 
 def test_quality_keeps_every_row_and_leaves_the_tuning_seed_out(results):
     text = quality.report(results)
-    rows = {line.split("|")[1].strip(): line for line in text.split("## toy")[1].splitlines() if line.startswith("|")}
+    rows = {line.split("|")[1].strip(): line for line in _section(text, "toy").splitlines() if line.startswith("|")}
     tuned = rows["tuned baseline (learning_rate=0.01,schedule=linear)"]
     assert "| 3 ± 1.4 |" in tuned  # seeds 1 and 2, not 0
     assert "a training loss of 3" in text
@@ -139,11 +139,43 @@ def test_a_failure_ranks_last(results):
 
 def test_gains_beside_the_tuned_baseline(results):
     # Accuracies of 1 - loss / 10: 0.7 for the baseline, 0.8 for gen; a seed of prodigy diverged, one of zoom failed.
-    text = quality.report(results).split("## Beside")[1].split("## ")[0]
-    rows = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in text.splitlines() if line[:1] == "|"}
+    rows = _worst_in(_section(quality.report(results), "Beside the tuned baseline"))
     assert rows["gen"] == f"{100 / 7:.3g}"
     assert rows["tuned baseline"] == "0"
-    assert rows["prodigy"] == rows["zoom"] == "-∞"
+
+
+def test_peers_that_are_far_behind_nearly_everywhere_go_to_a_supplement(results):
+    text = quality.report(results)
+    assert _worst_in(_section(text, "Supplement")) == {"": "worst", "---": "---", "prodigy": "-∞", "zoom": "-∞"}
+    assert not {"prodigy", "zoom"} & _worst_in(_section(text, "Beside the tuned baseline")).keys()
+    assert "by more than 5 % on more than 75 % of the workloads" in text
+    assert text.index("## Supplement") > text.index("## toy")
+
+
+def test_far_behind_on_three_quarters_is_not_nearly_everywhere():
+    def of(*gains):
+        beside = [cell("gen", 1, 5.0)]  # an accuracy of 0.5
+        return {str(i): ([cell("gen", 1, 5.0 - gain / 20)], beside) for i, gain in enumerate(gains)}
+
+    compared = {
+        "momo": of(-5.1, -6, -99, 3),
+        "zoom": of(-5.1, -6, -99, -5.2),
+        "dog": of(-5.0, -6, -99, -50, -50),
+        "dowg": of(-4.9, -6, -99, -50),
+        "gen": of(-90),
+        quality.TUNED: of(-90),
+        "untuned AdamW, 1e-3": of(-90),
+    }
+    assert quality.far_behind(compared) == ["zoom", "dog"]
+
+
+def _section(text, title):
+    """What stands under a heading."""
+    return text.split(f"## {title}\n")[1].split("\n## ")[0]
+
+
+def _worst_in(section):
+    return {line.split("|")[1].strip(): line.split("|")[2].strip() for line in section.splitlines() if line[:1] == "|"}
 
 
 def test_the_error_of_a_gain(results):
