@@ -107,6 +107,16 @@ def report(results: store.Store) -> str | None:
     return "\n\n".join(parts) if parts else None
 
 
+def ablated(results: store.Store) -> list[str]:
+    """The workloads on which every constant was replaced by all that is to take its place."""
+    settings = [f"gen_horizon:{setting}" for setting in _CONSTANTS]
+    return [
+        workload
+        for workload in results.workloads()
+        if set(settings) <= pages.by_method(results, workload, reported=False).keys()
+    ]
+
+
 def lost_under_stress(results: store.Store, batch_size: int) -> dict[str, tuple[int, int]]:
     """How many runs of each method are lost under stress, and of how many."""
     values = _validation_metrics(_stressed(results, batch_size))
