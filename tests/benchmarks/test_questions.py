@@ -24,6 +24,7 @@ from benchmarks.questions import (
     batch_size,
     defaults,
     overhead,
+    paper,
     precision,
     quality,
     robustness,
@@ -323,6 +324,59 @@ def test_cost_against_size_is_of_one_phi(tmp_path, monkeypatch):
     assert default.lines[2][0].get_segments()[0][:, 1] == pytest.approx([1.19, 1.22])
     assert memory.containers[1].lines[0].get_xydata() == pytest.approx(np.array([(500, 1.11)]))
     assert [text.get_text() for text in times.texts] == ["toy"]
+
+
+@pytest.mark.usefixtures("one_rate")
+def test_paper(study, monkeypatch):
+    """Training on the first workload and measuring on the other; the loss of the tuned schedule is that of quality."""
+    monkeypatch.setattr(paper, "METHODS", {"toy": ("gen_paper:every=1", "gen_horizon", "momo")})
+    monkeypatch.setattr(paper, "_TITLES", {"toy": "A toy", "slow": "A slow toy"})
+    monkeypatch.setattr(paper, "VIT", "slow")
+    study = dataclasses.replace(study, workloads=())
+    text = page_of(paper, study, monkeypatch)
+    assert text.startswith("![the paper's experiments](paper.png)\n\nOn `toy` ")
+    assert "of 2 methods of GeN are ahead of the tuned schedule" in text
+    trained, measured = text.split("## A toy\n")[1].split("## A slow toy\n")
+    rows = {line.split("|")[1].strip().split(" (")[0]: line for line in trained.splitlines() if line[:1] == "|"}
+    assert set(rows) >= {"tuned schedule", "tuned constant rate", "gen_paper:every=1", "gen_horizon", "momo"}
+    assert "| 0 | 1 |" in rows["tuned schedule"]
+    (row,) = study.results.note("paper")
+    assert row["key"] == {"workload": "slow", "every": 2}
+    seen = row["probes"]["retrospective"]
+    assert seen["model"] == pytest.approx(1 + row["forward_seconds"] / row["forward_and_backward_seconds"], rel=1e-4)
+    assert f"| 2 | retrospective | {pages.number(seen['ratio'])} |" in measured
+    # Without a run of GeN by today's rule there is nothing to compare, and no row of rivals alone.
+    study.results.remove(lambda cell: cell["key"]["method"].startswith("gen"))
+    assert "A toy" not in paper.report(study.results)
+
+
+def test_the_picture_of_the_papers_experiments(tmp_path, monkeypatch):
+    def cell(value, diverged=False):
+        return {"diverged": diverged, "final": {"test": {"accuracy": value}}, "workload": {"metric": "accuracy"}}
+
+    def row(every):
+        seen = {"ratio": 1 + 1 / every, "quartiles": [1.0, 3.0], "model": 1 + 2 / every}
+        return {"key": {"every": every}, "probes": dict.fromkeys(overhead.PROBES, seen)}
+
+    figures = {}
+    monkeypatch.setattr(pages, "_save", lambda figure, path: figures.update({path.name: figure}))
+    rows = {"tuned schedule": [cell(0.9), cell(0.8)], "gen": [cell(0.7), cell(0.1, diverged=True)]}
+    paper._draw(store.Store(tmp_path), {paper.RESNET: rows}, [row(1), row(4)])
+    accuracies, times = figures["paper.png"].axes
+    tuned, ours = accuracies.containers
+    assert tuned.lines[0].get_xydata() == pytest.approx(np.array([(0.85, 0)]))
+    assert tuned.lines[2][0].get_segments()[0][:, 0] == pytest.approx([0.8, 0.9])
+    assert (tuned.lines[0].get_marker(), ours.lines[0].get_marker()) == ("o", "x")
+    assert times.containers[0].lines[0].get_xydata() == pytest.approx(np.array([(1, 2.0), (4, 1.25)]))
+    formula = next(line for line in times.lines if line.get_linestyle() == ":")
+    assert formula.get_xydata() == pytest.approx(np.array([(1, 3.0), (4, 1.5)]))
+
+
+@pytest.mark.parametrize("workload", paper.METHODS)
+def test_the_methods_of_the_papers_experiments_can_be_built(workload):
+    for method in paper.METHODS[workload]:
+        methods.build(methods.parse(method), toy(), 10)
+        assert method == str(methods.parse(method))
 
 
 def test_the_search_for_a_rate_begins_with_as_many_evaluations_as_overhead_says():
