@@ -95,11 +95,11 @@ def report(results: store.Store) -> str | None:
 
 
 def _opening(results: store.Store, groups: dict[str, Rows]) -> list[str]:
-    """A picture of the gains, what it shows, and how to read it; nothing where GeN was not trained."""
+    """A picture of the gains, what it shows, and how to read it, where GeN was trained."""
     lengths = {title: groups if factor == 1 else groups_of(results, factor) for factor, title in _TITLES.items()}
     panels = {title: panel for title, rows in lengths.items() if (panel := _panel(rows))}
     if not panels:
-        return []
+        return [pages.NO_GEN]
     path = results.root / "quality_gains.png"
     _gains.draw(path, panels)
     drawn = [
@@ -110,7 +110,13 @@ def _opening(results: store.Store, groups: dict[str, Rows]) -> list[str]:
         for cell in lengths[title][workload][method]
     ]
     picture = f"![The gain on each workload beside the tuned baseline]({path.name})"
-    return [picture, " ".join(_read_off(groups)), rule.describe(results, drawn)]
+    return [pages.opening(picture, _read_off(groups)), _BARS, rule.describe(results, drawn)]
+
+
+_BARS = (
+    "Bars are standard errors of the gain, from the spread over the seeds of both. The baseline is tuned again for "
+    "each length."
+)
 
 
 def _panel(groups: dict[str, Rows]) -> dict[str, dict[str, _gains.Gain]]:
@@ -126,24 +132,22 @@ def _panel(groups: dict[str, Rows]) -> dict[str, dict[str, _gains.Gain]]:
 
 
 def _read_off(groups: dict[str, Rows]) -> list[str]:
-    """On how many workloads GeN keeps up, where it does not, and what the bars are."""
+    """On how many workloads GeN keeps up, and where it does not."""
     gains = gains_of(groups)
     horizon, open_end = gains["gen_horizon"], gains["gen"]
     sentences = []
     if horizon:
         level = [sum(gain >= LEVEL for gain in of_workloads.values()) for of_workloads in (horizon, open_end)]
-        sentences.append(
-            f"GeN is ahead of the tuned baseline, or at most {-LEVEL:g} % behind, on {level[0]} of {len(horizon)} "
-            f"workloads with the steps given and on {level[1]} with an open end."
-        )
+        sentences = [
+            f"With the steps given, GeN is ahead of the tuned baseline, or at most {-LEVEL:g} % behind, on {level[0]} "
+            f"of {len(horizon)} workloads.",
+            f"With an open end it keeps up in the same sense on {level[1]}.",
+        ]
     behind = [workload for workload in horizon if min(horizon[workload], open_end[workload]) < LEVEL]
     if behind:
-        names = [f"`{workload}`" for workload in sorted(behind, key=lambda workload: -horizon[workload])]
-        sentences.append(f"It loses on {', '.join(names)}.")
-    sentences.append(
-        "Bars are standard errors of the gain, from the spread over the seeds of both; the baseline is tuned again for "
-        "each length."
-    )
+        names = [f"`{workload}`" for workload in sorted(behind, key=horizon.__getitem__)]
+        shown = f"{', '.join(names[:2])} and {names[2]}" if names[2:] else " and ".join(names)
+        sentences.append(f"It loses on {f'{len(names)}, most on ' if names[3:] else ''}{shown}.")
     return sentences
 
 

@@ -180,9 +180,9 @@ def test_a_page_that_is_not_what_report_would_write(toy_tree):
     report.report(results)
     assert list(check.page_faults(results, root)) == []
     page = results.root / "scale.md"
-    page.write_text(page.read_text().replace("1 result", "2 results"))
+    page.write_text(page.read_text().replace("There is no", "There is a"))
     (fault,) = check.page_faults(results, root)
-    assert fault.startswith('results/scale.md:5: stands "2 results of')
+    assert fault.startswith('results/scale.md:3: stands "There is a result')
     assert fault.endswith("python -m benchmarks report")
 
 

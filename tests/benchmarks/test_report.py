@@ -5,8 +5,9 @@ import math
 
 import numpy as np
 import pytest
+from opening import sentences_of
 
-from benchmarks import methods, report, rule, store, tune
+from benchmarks import methods, questions, report, rule, store, tune
 from benchmarks.questions import _anytime, _gains, quality
 
 INF = math.inf
@@ -200,7 +201,11 @@ def test_the_page_opens_with_a_picture_and_how_to_read_it(results, monkeypatch):
         results.put(cell("momo", seed, 4.0))  # has no place in the picture
     opening = quality.report(results).split("## ")[0]
     assert opening.startswith("![The gain on each workload beside the tuned baseline](quality_gains.png)\n\n")
-    assert "on 0 of 1 workloads with the steps given and on 1 with an open end. It loses on `toy`." in opening
+    assert sentences_of(opening) == [
+        "With the steps given, GeN is ahead of the tuned baseline, or at most 0.1 % behind, on 0 of 1 workloads.",
+        "With an open end it keeps up in the same sense on 1.",
+        "It loses on `toy`.",
+    ]
     assert opening.strip().endswith(f"Rule {rule.fingerprint()}.")
     (panel,) = drawn.values()
     assert set(panel["toy"]) == {"gen", "gen_horizon", "prodigy:schedule=cosine"}
@@ -210,9 +215,34 @@ def test_the_page_opens_with_a_picture_and_how_to_read_it(results, monkeypatch):
     assert panel["toy"]["gen"].value == pytest.approx(100 / 7)
 
 
+def test_where_it_loses_most():
+    def rows(loss):
+        return {quality.TUNED: [cell("baseline", 1, 2.0)], "gen": [cell("gen", 1, 2.0)], "gen_horizon": [loss]}
+
+    def sentence(*losses):
+        groups = {f"w{index}": rows(cell("gen_horizon", 1, loss)) for index, loss in enumerate(losses)}
+        return quality._read_off(groups)[2:]
+
+    assert sentence(2.0, 1.0) == []
+    assert sentence(2.0, 4.0, 3.0) == ["It loses on `w1` and `w2`."]
+    assert sentence(3.0, 4.0, 5.0) == ["It loses on `w2`, `w1` and `w0`."]
+    assert sentence(3.0, 4.0, 2.0, 2.5, 6.0) == ["It loses on 4, most on `w4`, `w1` and `w0`."]
+
+
+@pytest.mark.parametrize("name", questions.NAMES)
+def test_the_page_of_a_question_opens_with_a_picture_and_plain_sentences(name):
+    """The pages as they are; `check` compares them with what `report` would write."""
+    text = (store.RESULTS / f"{name}.md").read_text()
+    title, rest = text.split("\n\n", 1)
+    assert title.startswith("# ")
+    assert f"`python -m benchmarks question {name}`" in rest.split("\n---\n")[-1]
+    if not rest.startswith(("There is no result by today's rule yet.", report.NO_GEN)):
+        sentences_of(rest)
+
+
 def test_without_gen_there_is_no_picture_of_gains(results):
     results.remove(lambda cell: cell["key"]["method"] == "gen")
-    assert quality.report(results).startswith("## In short")
+    assert quality.report(results).startswith(f"{report.NO_GEN}\n\n## In short")
     assert not (results.root / "quality_gains.png").exists()
 
 
@@ -357,6 +387,18 @@ def test_pages_and_pictures(results):
     assert "[Quality: " in paths["README.md"]
     assert "jax 0" in paths["README.md"]
     assert "1, 1 MemoryError" in paths["runs.md"]
+
+
+def test_every_run_has_its_entries_under_their_headings(results):
+    results.put(cell("gen", 101, 2.0))
+    text = {path.name: path.read_text() for path in report.report(results)}["runs.md"]
+    header, _, *lines = (line.strip("| ").split(" | ") for line in text.splitlines() if line[:1] == "|")
+    runs = [dict(zip(header, line, strict=True)) for line in lines]
+    about = {"workload": "toy", "method": "gen", "batch size": "16", "steps": "40", "precision": "float32"}
+    assert {**about, "seeds": "2", "metric": "accuracy", "validation": "0.5 ± 0", "test": "0.8 ± 0"}.items() <= (
+        runs[1].items()
+    )
+    assert runs[0]["method"].startswith("baseline")
 
 
 def test_nothing_to_report(tmp_path):
