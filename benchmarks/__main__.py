@@ -127,7 +127,7 @@ def reproduce_paper(options: argparse.Namespace) -> None:
             setting,
             options.data,
             options.weights,
-            results=store.Store(options.results or reproduce.RESULTS),
+            results=options.results or reproduce.RESULTS,
             specs=options.methods,
             seeds=options.seeds,
             batch_size=options.batch_size,
