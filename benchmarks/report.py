@@ -222,8 +222,12 @@ def _save(figure: Any, path: Path) -> None:
     """As a small file: few colours are enough for lines and points. An unchanged picture is an unchanged file."""
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=120)
-    image = Image.open(drawn).convert("RGB").quantize(_COLOURS_IN_A_FILE, dither=Image.Dither.NONE)
-    image.save(path, optimize=True, dpi=(120, 120))
+    with_few_colours(Image.open(drawn)).save(path, optimize=True, dpi=(120, 120))
+
+
+def with_few_colours(image: Image.Image) -> Image.Image:
+    """The same for a small file."""
+    return image.convert("RGB").quantize(_COLOURS_IN_A_FILE, dither=Image.Dither.NONE)
 
 
 def style(index: int) -> dict[str, Any]:

@@ -198,6 +198,21 @@ def ablated(results: store.Store) -> list[str]:
     ]
 
 
+def medians_of_constants(results: store.Store) -> dict[str, float]:
+    """Per cent by which each row of a constant is ahead of the default, in the median over the ablated workloads."""
+    kind = next(iter(VARIANTS))
+    beside, workloads = _beside_the_default(kind, _compared(results, kind)), ablated(results)
+    found = {
+        setting: [beside.get(f"gen_horizon:{setting}", {}).get(workload) for workload in workloads]
+        for setting in _CONSTANTS
+    }
+    return {
+        setting: float(np.median(known))
+        for setting, gains in found.items()
+        if (known := [gain for gain in gains if gain is not None])
+    }
+
+
 def lost_under_stress(results: store.Store, batch_size: int) -> dict[str, tuple[int, int]]:
     """How many runs of each method are lost under stress, and of how many."""
     values = _validation_metrics(_stressed(results, batch_size))

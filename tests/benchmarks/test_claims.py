@@ -28,6 +28,7 @@ def put(results, workload, method, value, seed=1, **changes):
             "key": {**key, "precision": "float32", **changes},
             "workload": own,
             "diverged": False,
+            "highest_learning_rate": 0.025,
             "final": {"test": {"accuracy": value, "loss": 1.0}, "validation": {"accuracy": value}, "train_loss": 1.0},
         }
     )
@@ -48,6 +49,7 @@ def test_gains_beside_the_tuned_schedule(results):
     put(results, "alone", "gen", 0.1)  # with no baseline it says nothing
     assert claims._level(results) == {"workloads": "3", "horizon": "2", "open_end": "3"}
     assert claims._behind(results) == {"list": "`behind` (-25 and 5)"}
+    assert claims._rates_behind(results) == {"list": "0.25 on `behind`"}
     assert claims._open_end(results) == {"near": "3", "both": "3"}
     put(results, "behind", "gen", 0.5)
     assert claims._open_end(results) == {"near": "2", "both": "3"}
@@ -104,6 +106,23 @@ def test_the_ablation_is_of_workloads_with_all_rows(results):
             put(results, workload, f"gen_horizon:{setting}", 0.5, seed=101)
     assert claims._ablation(results) == {"list": "`whole`"}
     assert claims._constants_goal(results) == "met: 8 constants, with all their rows on `whole`"
+
+
+def test_rows_of_the_ablation_that_are_far_behind(monkeypatch, results):
+    medians = {"sigma=1": -1.1, "memory=1": -0.9, "memory=4": 3.0, "sigma=2": -50.0}
+    monkeypatch.setattr(claims.defaults, "medians_of_constants", lambda _: medians)
+    assert claims._ablated(results) == {"list": "`sigma=1` and `sigma=2`"}
+    monkeypatch.setattr(claims.defaults, "medians_of_constants", lambda _: {"memory=1": -0.9})
+    assert claims._ablated(results) == {"list": "none"}
+
+
+def test_the_medians_of_the_ablation_are_of_workloads_with_all_rows(monkeypatch, results):
+    kind, (one, two) = next(iter(claims.defaults.VARIANTS)), list(claims.defaults._CONSTANTS)[:2]
+    gains = {one: {"a": -1.0, "b": 3.0, "part": 90.0}, two: {"a": -4.0, "b": -2.0}}
+    beside = {f"gen_horizon:{setting}": of for setting, of in gains.items()}
+    monkeypatch.setattr(claims.defaults, "ablated", lambda _: ["a", "b"])
+    monkeypatch.setattr(claims.defaults, "_beside_the_default", lambda *asked: beside if asked[0] == kind else {})
+    assert claims.defaults.medians_of_constants(results) == {one: 1.0, two: -3.0}
 
 
 def test_runs_that_are_lost(results):
