@@ -343,7 +343,7 @@ def _draw(results: store.Store, row: dict[str, Any]) -> str:
     path = results.root / "precision.png"
     arithmetics = list(dict.fromkeys(seen["arithmetic"] for seen in row["points"]))
     probes = list(dict.fromkeys(seen["probe"] for seen in row["points"]))
-    with pages.picture(path, size=(5.2, 0.9 + 0.22 * len(row["points"]))) as axes:
+    with pages.picture(path, size=(5.2, 1.5 + 0.2 * len(row["points"]))) as axes:
         axis = axes[0, 0]
         for seen in row["points"]:
             y = arithmetics.index(seen["arithmetic"]) + (probes.index(seen["probe"]) - (len(probes) - 1) / 2) / 4

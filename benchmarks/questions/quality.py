@@ -4,7 +4,8 @@ The page opens with a picture of the gain on each workload. The baseline is the 
 rate and schedule chosen by `benchmarks.tune`; its rows by schedule are there too, and AdamW and SGD at rates that
 nobody tuned. Ranks are by the test metric. The performance profile is the share of workloads on which a method's cost
 is within a factor tau of the least cost: once for the final test loss, once for the steps that a method needs to reach
-the tuned baseline's final training loss. On cheap workloads runs of other lengths are compared as well.
+the tuned baseline's final training loss. On cheap workloads runs of other lengths are compared as well. The page has no
+seconds: its runs are made at different times, beside others on the same machine. `overhead` measures them in turns.
 """
 
 import math
@@ -379,7 +380,7 @@ def _table(results: store.Store, rows: Rows) -> str:
         alive = pages.survivors(cells)
         metric = cells[0]["workload"]["metric"]
         reached = [steps_to(cell, target) for cell in alive]
-        arrived = [(steps, cell) for steps, cell in zip(reached, alive, strict=True) if math.isfinite(steps)]
+        arrived = list(filter(math.isfinite, reached))
         settings = cells[0]["key"]["method"].partition(":")[2] if "baseline" in name else ""
         lines.append(
             [
@@ -388,16 +389,14 @@ def _table(results: store.Store, rows: Rows) -> str:
                 pages.mean_and_spread([cell["final"]["test"]["loss"] for cell in alive]),
                 pages.mean_and_spread([cell["final"]["train_loss"] for cell in alive]),
                 pages.outcome(cells),
-                pages.mean_and_spread([steps for steps, _ in arrived], 3),
-                pages.mean_and_spread([steps * cell["seconds_per_step"] for steps, cell in arrived], 3),
+                pages.mean_and_spread(arrived, 3),
                 f"{len(arrived)} of {len(cells)}",
-                pages.mean_and_spread([1e3 * cell["seconds_per_step"] for cell in alive], 3),
             ]
         )
     example = next(iter(rows.values()))[0]
     direction = "higher" if example["workload"]["higher_is_better"] else "lower"
     header = ["method", f"test {example['workload']['metric']} ({direction} is better)", "test loss", "training loss"]
-    header += ["seeds", "steps to target", "seconds to target", "got there", "ms per step"]
+    header += ["seeds", "steps to target", "got there"]
     key = example["key"]
     note = (
         f"{key['num_steps']} steps of {key['batch_size']} examples; the target is a training loss of "

@@ -461,7 +461,7 @@ def test_paper(study, monkeypatch):
     monkeypatch.setattr(paper, "VIT", "slow")
     study = dataclasses.replace(study, workloads=())
     text = page_of(paper, study, monkeypatch)
-    assert text.startswith("![the paper's experiments](paper.png)\n\nOn `toy` ")
+    assert text.startswith("![the paper's experiments](paper.png)\n\nOn `toy`, beside")
     assert "the best of GeN is `gen" in text
     assert sentences_of(text)
     trained, measured = text.split("## A toy\n")[1].split("## A slow toy\n")

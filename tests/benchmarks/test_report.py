@@ -127,7 +127,7 @@ def test_quality_keeps_every_row_and_leaves_the_tuning_seed_out(results):
     tuned = rows["tuned baseline (learning_rate=0.01,schedule=linear)"]
     assert "| 3 ± 1.4 |" in tuned  # seeds 1 and 2, not 0
     assert "a training loss of 3" in text
-    assert "| 2 ± 0 | 2 | 20 ± 0 | 0.2 ± 0 | 2 of 2 |" in rows["gen"]
+    assert rows["gen"].endswith("| 2 ± 0 | 2 | 20 ± 0 | 2 of 2 |")
     assert "2, 1 diverged" in rows["prodigy"]
     assert "1, 1 MemoryError" in rows["zoom"]
 
@@ -395,10 +395,12 @@ def test_every_run_has_its_entries_under_their_headings(results):
     header, _, *lines = (line.strip("| ").split(" | ") for line in text.splitlines() if line[:1] == "|")
     runs = [dict(zip(header, line, strict=True)) for line in lines]
     about = {"workload": "toy", "method": "gen", "batch size": "16", "steps": "40", "precision": "float32"}
-    assert {**about, "seeds": "2", "metric": "accuracy", "validation": "0.5 ± 0", "test": "0.8 ± 0"}.items() <= (
-        runs[1].items()
-    )
-    assert runs[0]["method"].startswith("baseline")
+    reported, chosen_on = (run for run in runs if run["method"] == "gen")
+    if not reported["test"]:
+        reported, chosen_on = chosen_on, reported
+    of_two = {"seeds": "2", "metric": "accuracy", "validation": "0.5 ± 0", "test": "0.8 ± 0"}
+    assert {**about, **of_two}.items() <= reported.items()
+    assert {**about, "seeds": "1", "test": ""}.items() <= chosen_on.items()
 
 
 def test_nothing_to_report(tmp_path):
