@@ -118,9 +118,9 @@ def report(results: store.Store) -> str | None:
             for line in _lines(row)
         ]
         about = (
-            "With the search: what that for a rate adds to a whole run of the default, "
-            f"{_FIRST_RATES} forward passes, and {_FIRST_PROBES:.0f} probes more than in the usual rhythm, from the F "
-            "and S measured here and the length of the workload's run."
+            f"The column with the search adds what the search for a rate costs in a whole run: {_FIRST_RATES} forward "
+            f"passes, and {_FIRST_PROBES:.0f} probes beyond the usual rhythm. It is computed from the F and S measured "
+            "here and the length of the workload's run."
         )
         columns += ["time / base, with the search", "compilation of the base step, s", "compilation / base"]
         table = pages.table_of(results, workloads, ["workload", "parameters", *columns], lines)

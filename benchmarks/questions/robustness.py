@@ -98,8 +98,8 @@ def report(results: store.Store) -> str | None:
     header += ["... of the best constant rate", "keeps up", "instability", "share abstained", "seeds"]
     cells = [cell for by_family in groups.values() for group in by_family.values() for cell in group]
     explained = (
-        f"A run trains if its training loss ends below {_TRAINED} of its first, and keeps up if its test loss ends "
-        f"below {_KEPT_UP} times the mean of the best constant rate's, whose own seeds are counted alike."
+        f"A run trains if its training loss ends below {_TRAINED} of its first. It keeps up if its test loss ends "
+        f"below {_KEPT_UP} times the mean of the best constant rate's. The constant rate's own seeds are counted alike."
     )
     parts = [
         pages.opening(f"![robustness]({_draw(results, groups)})", _in_words(results)),
@@ -110,8 +110,8 @@ def report(results: store.Store) -> str | None:
             ["combinations in which", "all seeds train", "all seeds keep up", "their mean does"],
             summary,
         ),
-        "Test loss over that of the best constant rate, means of the seeds that reached the end; the median over batch "
-        "sizes and precisions:",
+        "The next table has the test loss over that of the best constant rate. Both are means of the seeds that "
+        "reached the end, and the table has the median over batch sizes and precisions.",
         pages.table_of(results, cells, ["base", *METHODS], by_base),
         pages.table_of(results, cells, header, lines),
     ]
