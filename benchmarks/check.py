@@ -6,7 +6,7 @@
 Every claim of `benchmarks.claims` has to stand in its file with the numbers of the results, or not at all where results
 of today's rule are missing. What lies between the marks `<!-- evidence -->` and `<!-- /evidence -->` may hold no number
 but those of claims, of links and of names such as `word2vec_moby`. The pages beside the results have to be those that
-`report` would write.
+`report` would write, and the README's picture has to be of today's rule.
 """
 
 import bisect
@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import report, rule, store
+from benchmarks import picture, report, rule, store
 from benchmarks.claims import CLAIMS, Block, Sentence
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +33,7 @@ def faults(results: store.Store, root: Path = ROOT) -> Iterator[str]:
     """A line for each fault: file, line, what stands there, what the results say, which command mends it."""
     yield from document_faults(results, root)
     yield from page_faults(results, root)
+    yield from picture.faults(results, root)
 
 
 def document_faults(results: store.Store, root: Path = ROOT, claims: Claims = CLAIMS) -> Iterator[str]:

@@ -5,14 +5,16 @@ file. Whoever writes a number of a result into a document adds a claim here; `py
 the numbers in.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+import gen_optax
+from benchmarks import methods, store
 from benchmarks import report as pages
-from benchmarks import store
 from benchmarks.questions import _lengths, defaults, overhead, precision, quality, robustness
 
 Numbers = Mapping[str, str]
@@ -147,6 +149,134 @@ def _trend(results: store.Store) -> Numbers | None:
     }
 
 
+def _open_end(results: store.Store) -> Numbers | None:
+    pairs = [
+        (rows["gen"], rows["gen_horizon"])
+        for rows in quality.groups_of(results).values()
+        if {"gen", "gen_horizon"} <= rows.keys()
+    ]
+    gains = [gain for pair in pairs if (gain := pages.gain(*pair)) is not None]
+    return {"near": str(sum(gain >= -3 for gain in gains)), "both": str(len(gains))} if gains else None
+
+
+def _goals(results: store.Store) -> str | None:
+    """The goals, and how far they are met by the results; None where GeN was trained nowhere."""
+    gains = quality.gains_of(quality.groups_of(results))
+    if not gains["gen"]:
+        return None
+    level, one, three = quality.LEVEL, -1.0, -3.0
+    lines = [
+        [
+            "with a horizon: level with the tuned schedule on 80 % of the workloads, within 1 % on all",
+            _beside_goal(gains["gen_horizon"], most=level, all_of_them=one),
+        ],
+        [
+            "with an open end: within 1 % on 80 % of the workloads, within 3 % on all",
+            _beside_goal(gains["gen"], most=one, all_of_them=three),
+        ],
+        ["no trend with the length of runs", _trend_goal(results)],
+        ["first by mean rank among methods without a rate", _rank_goal(results)],
+        ["nothing lost under [stress](results/defaults.md)", _stress_goal(results)],
+        ["at most eight constants, each with [rows](results/defaults.md)", _constants_goal(results)],
+    ]
+    return pages.table(["goal", "state"], lines)
+
+
+_NOT_MEASURED = "open: not measured by today's rule"
+
+
+def _beside_goal(gains: Mapping[str, float], most: float, all_of_them: float) -> str:
+    def count(limit: float) -> int:
+        return sum(gain >= limit for gain in gains.values())
+
+    met = count(most) >= 0.8 * len(gains) and count(all_of_them) == len(gains)
+    worst = min(gains, key=gains.__getitem__)
+    return (
+        f"{'met' if met else 'missed'}: of {len(gains)} workloads it is level on {count(quality.LEVEL)}, within 1 % on "
+        f"{count(-1)} and within 3 % on {count(-3)}; the worst is `{worst}` with {_percent(gains[worst])} %"
+    )
+
+
+def _trend_goal(results: store.Store) -> str:
+    numbers = _trend(results)
+    if numbers is None:
+        return _NOT_MEASURED
+    found = [_lengths.trend(gains) for gains in _lengths.gains_of(results).values()]
+    if any(abs(entry.slope) > 2 * entry.standard_error for entry in found):
+        state = "missed"
+    else:
+        state = "met" if float(numbers["most"]) >= max(_lengths.FACTORS) else "open"
+    return (
+        "{state}: slopes of {slope} ± {error} with a horizon and {open_slope} ± {open_error} with an open end, over "
+        "{least} to {most} times the steps"
+    ).format(state=state, **numbers)
+
+
+def _rank_goal(results: store.Store) -> str:
+    ranked = quality.ranked(quality.comparable(quality.groups_of(results)))
+    tuned_by_hand = {quality.TUNED, *methods.UNTUNED}
+    means = {name: float(np.mean(list(of.values()))) for name, of in ranked.items() if name not in tuned_by_hand}
+    ours = {"gen": "an open end", "gen_horizon": "a horizon"}
+    others = [name for name in means if name not in ours]
+    if not others or not set(ours) <= set(means):
+        return _NOT_MEASURED
+    best, rival = min(ours, key=means.__getitem__), min(others, key=means.__getitem__)
+    return (
+        f"{'met' if means[best] < means[rival] else 'missed'} on {len(ranked[best])} workloads: {means[best]:.1f} with "
+        f"{ours[best]}, beside {means[rival]:.1f} of `{rival}`"
+    )
+
+
+def _stress_goal(results: store.Store) -> str:
+    found = [
+        defaults.lost_under_stress(results, size).get(method) for size in (4, 8) for method in ("gen_horizon", "gen")
+    ]
+    known = [entry for entry in found if entry is not None]
+    if len(known) < len(found):
+        return _NOT_MEASURED
+    lost, runs = map(sum, zip(*known, strict=True))
+    return f"{'missed' if lost else 'met'}: {lost} of {runs} runs"
+
+
+def _constants_goal(results: store.Store) -> str:
+    constants = {field.name for field in dataclasses.fields(gen_optax.balance())} - {"init_learning_rate"}
+    workloads = defaults.ablated(results)
+    state = "missed" if len(constants) > 8 else "met" if workloads else "open"
+    where = _listed(f"`{workload}`" for workload in workloads) if workloads else "no workload"
+    return f"{state}: {len(constants)} constants, with all their rows on {where}"
+
+
+def _ablation(results: store.Store) -> Numbers | None:
+    workloads = defaults.ablated(results)
+    return {"list": _listed(f"`{workload}`" for workload in workloads)} if workloads else None
+
+
+_FAR_BEHIND = -1.0
+
+
+def _ablated(results: store.Store) -> Numbers | None:
+    """The constants' rows that are far behind the default, in the median over the workloads with all rows."""
+    medians = defaults.medians_of_constants(results)
+    far = [f"`{setting}`" for setting, median in medians.items() if median < _FAR_BEHIND]
+    return {"list": _listed(far) if far else "none"} if medians else None
+
+
+def _rates_behind(results: store.Store) -> Numbers | None:
+    """Where GeN is behind the tuned schedule: its highest rate over the peak of that."""
+    groups = quality.groups_of(results)
+    gains = quality.gains_of(groups)
+    found = {}
+    for workload in gains["gen"]:
+        rows = groups[workload]
+        alive = pages.survivors(rows["gen_horizon"])
+        if min(of[workload] for of in gains.values()) < quality.LEVEL and alive:
+            peak = methods.parse(rows[quality.TUNED][0]["key"]["method"]).options["learning_rate"]
+            found[workload] = np.mean([cell["highest_learning_rate"] for cell in alive]) / peak
+    if not found:
+        return None
+    return {"list": _listed(f"{ratio:.2g} on `{w}`" for w, ratio in sorted(found.items(), key=lambda entry: entry[1]))}
+
+
 def _stress(results: store.Store) -> Numbers | None:
     found = {}
     for size in (4, 8):
@@ -252,7 +382,7 @@ def _on_pods(results: store.Store) -> str | None:
 
 def _listed(entries) -> str:
     *first, last = entries
-    return f"{', '.join(first)} and {last}"
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 _QUALITY = "python -m benchmarks question quality"
@@ -339,5 +469,37 @@ CLAIMS: tuple[Sentence | Block, ...] = (
         _precision_over_runs,
         "python -m benchmarks question precision",
     ),
+    Sentence(
+        "benchmarks/STUDY.md",
+        "On {workloads} workloads with {least} to {most} times the steps, ten times the steps change the gain by "
+        "{slope} ± {error} per cent with a horizon and by {open_slope} ± {open_error} with an open end.",
+        _trend,
+        _QUALITY,
+    ),
+    Sentence(
+        "benchmarks/STUDY.md",
+        "On {near} of {both} workloads the open end is ahead of the horizon or at most 3 % behind.",
+        _open_end,
+        _QUALITY,
+    ),
+    Sentence(
+        "benchmarks/STUDY.md",
+        "With today's rule it has all of its rows on {list}.",
+        _ablation,
+        "python -m benchmarks question defaults",
+    ),
+    Sentence(
+        "benchmarks/STUDY.md",
+        "Of these rows end more than 1 % behind the default, in the median over workloads: {list}.",
+        _ablated,
+        "python -m benchmarks question defaults",
+    ),
+    Sentence(
+        "benchmarks/STUDY.md",
+        "As a multiple of the tuned schedule's peak, the highest rate of GeN there is {list}.",
+        _rates_behind,
+        _QUALITY,
+    ),
+    Block("benchmarks/STUDY.md", "goals", _goals, _QUALITY),
     Block("docs/guides/pods.md", "pods", _on_pods, "python -m benchmarks question scale"),
 )

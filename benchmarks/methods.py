@@ -166,11 +166,10 @@ def _gen(make, **preset):
             settings["num_steps"] = total_steps
         if "decay" in settings:
             settings["decay"] = _schedule(settings["decay"], 1.0, total_steps)
-        constants = {_RENAMED.get(name, name): value for name, value in options.items()}
         default = make()
-        if unknown := sorted(constants.keys() - {field.name for field in fields(default)}):
+        if unknown := sorted(options.keys() - {field.name for field in fields(default)}):
             raise ValueError(f"{', '.join(unknown)}: no setting of gen, of its probe or of {default}.")
-        controller = replace(default, **constants)
+        controller = replace(default, **options)
         probe_batches = {"own": 0, "independent": 1}.get(batch, batch)
         if probe is None and probe_settings.keys() - {"steps_together"}:
             raise ValueError(f"{', '.join(probe_settings)}: settings of a probe, which is not named. Add probe=...")
@@ -190,7 +189,6 @@ def _gen(make, **preset):
 
 _OF_GEN = ("every", "num_steps", "decay", "average", "min_learning_rate", "max_learning_rate")
 _OF_A_PROBE = ("candidates", "batching", "free_slope", "along", "steps_together")
-_RENAMED = {"first_sigma": "search_sigma"}  # stored cells have the former name
 
 
 def _take(options, names):

@@ -54,22 +54,39 @@ def pages_of(results: store.Store) -> dict[str, str]:
         today = rule.Today(results)
         text = module.report(today)
         if text is not None or today.left_out:
-            title, command = module.__doc__.split("\n")[0], f"`python -m benchmarks question {name}`"
-            parts = [f"# {title}", command, *_left_out(today), text or "There is no result by today's rule yet."]
-            pages[f"{name}.md"] = "\n\n".join(parts).strip() + "\n"
+            title, command = module.__doc__.split("\n")[0], f"python -m benchmarks question {name}"
+            end = " ".join([f"`{command}` measures what is missing and writes this page.", *_left_out(today)])
+            parts = [f"# {title}", text or "There is no result by today's rule yet.", "---", end]
+            pages[f"{name}.md"] = "\n\n".join(parts) + "\n"
             index.append(f"- [{title}]({name}.md)")
     today = rule.Today(results)
     if any(today.cells()):
         text = _all_runs(today)
-        pages["runs.md"] = "\n\n".join(["# Every training run", *_left_out(today), text]) + "\n"
+        pages["runs.md"] = "\n\n".join(["# Every training run", _RUNS, text, "---", *_left_out(today)]) + "\n"
         index.append("- [Every training run](runs.md)")
     if index:
         pages["README.md"] = "# Results\n\n" + "\n".join([*index, "", *_made_on(today)]) + "\n"
     return pages
 
 
+NO_GEN = "There is no run of GeN by today's rule yet."
+_RUNS = "Each line is a workload with a method, means and standard deviations over the seeds."
+
+
+def opening(picture: str, sentences: Iterable[str]) -> str:
+    """How a page begins: a picture, as Markdown, and what it shows in a few plain sentences."""
+    return "\n\n".join(filter(None, [picture, " ".join(filter(None, sentences))]))
+
+
+def beside(gain: float) -> str:
+    """A gain in words: "3 % ahead", "12 % behind"; without a finite one a seed has failed."""
+    if not math.isfinite(gain):
+        return "lost with a seed that failed"
+    return f"{number(abs(gain), 2)} % {'ahead' if gain >= 0 else 'behind'}"
+
+
 def _left_out(today: rule.Today) -> list[str]:
-    """A paragraph on what was read and left out; none where nothing was."""
+    """A sentence on what was read and left out; none where nothing was."""
     if not today.left_out:
         return []
     entries = (
@@ -205,10 +222,14 @@ def _save(figure: Any, path: Path) -> None:
     """As a small file: few colours are enough for lines and points. An unchanged picture is an unchanged file."""
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=120)
-    image = Image.open(drawn).convert("RGB")
+    with_few_colours(Image.open(drawn)).save(path, optimize=True, dpi=(120, 120))
+
+
+def with_few_colours(image: Image.Image) -> Image.Image:
+    """The same for a small file."""
     # Not by the median cut, which gives a line that is nearly hidden the colour of another one.
-    image = image.quantize(_COLOURS_IN_A_FILE, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    image.save(path, optimize=True, dpi=(120, 120))
+    few, method = _COLOURS_IN_A_FILE, Image.Quantize.FASTOCTREE
+    return image.convert("RGB").quantize(few, method=method, dither=Image.Dither.NONE)
 
 
 def style(index: int) -> dict[str, Any]:
@@ -320,8 +341,9 @@ def _all_runs(results: store.Store) -> str:
     """Every training run there is, seeds taken together."""
 
     def kind(cell):
-        key = cell["key"]
-        return (*(key[name] for name in key if name != "seed"), runner.is_reported(key["seed"]))
+        key = cell["key"]  # by name: stored keys are in alphabetical order
+        names = ("workload", "method", "batch_size", "num_steps", "precision")
+        return (*(key[name] for name in names), runner.is_reported(key["seed"]))
 
     rows = []
     for (workload, method, batch_size, steps, precision, reported), cells in grouped(results.cells(), kind).items():

@@ -15,6 +15,7 @@ from benchmarks.workload import Workload
 
 NAMES = (
     "quality",
+    "paper",
     "defaults",
     "overhead",
     "sensitivity",

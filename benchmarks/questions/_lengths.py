@@ -83,10 +83,10 @@ def section(results: store.Store) -> str | None:
     return "\n\n".join(
         [
             *([f"![The test metric against the steps]({_draw(results, drawn)})", _DRAWN] if drawn else []),
-            "Runs of a quarter to ten times the workload's own steps: `gen_horizon` beside the better of a constant "
-            "rate and a linear decay, `gen` beside the constant rate, all tuned again at each length. The slope is "
-            "that of the gain in per cent against log10 of the length, by least squares with an intercept for every "
-            "workload: what ten times the steps add to the gain.",
+            "Runs have a quarter to ten times the workload's own steps. `gen_horizon` stands beside the better of a "
+            "constant rate and a linear decay, `gen` beside the constant rate; all are tuned again at each length. The "
+            "slope says what ten times the steps add to the gain, in per cent. It is a fit by least squares against "
+            "log10 of the length, with an intercept for every workload.",
             pages.table_of(results, entries, _TREND, _trends(gains)),
             "Per cent by which the mean metric is better (+) or worse (-); -∞ where a seed diverged or failed.",
             pages.table_of(results, entries, ["", "workload", *lengths_header], by_length),

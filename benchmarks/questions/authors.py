@@ -24,6 +24,7 @@ from benchmarks.questions import Study
 _NOTE = "authors"
 _SIZES = (8, 32, 4)
 _BATCH, _RATE, _STEPS = 32, 1e-2, 240
+_FAR = 1e-2  # of the logarithms of the rates
 
 
 @dataclass(frozen=True)
@@ -104,22 +105,45 @@ def report(results: store.Store) -> str | None:
         return None
     lines = []
     for row in rows:
-        ours, theirs = np.array(row["ours"]), np.array(row["theirs"])
-        apart = np.abs(np.log(ours / theirs))
-        far = np.flatnonzero(apart > 1e-2)
+        apart = _apart(row)
+        far = np.flatnonzero(apart > _FAR)
         lines.append(
             [
                 row["key"]["case"],
                 float(np.expm1(apart.max())),
                 str(far[0] + 1) if len(far) else "never",
-                theirs[-1],
-                ours[-1],
+                row["theirs"][-1],
+                row["ours"][-1],
                 CASES[row["key"]["case"]].explanation,
             ]
         )
     header = ["case", "largest relative difference", "first above 1 %, step", "last rate, gen-optim", "last rate, ours"]
     about = f"{_BATCH} examples a batch, a probe every 4 steps, from a rate of {_RATE}."
-    return f"{about}\n\n![traces]({_draw(results, rows)})\n\n" + pages.table_of(results, rows, [*header, "why"], lines)
+    opening = pages.opening(f"![traces]({_draw(results, rows)})", _in_words(rows))
+    return "\n\n".join([opening, about, pages.table_of(results, rows, [*header, "why"], lines)])
+
+
+def _in_words(rows):
+    """How far apart the rates are where the rule is the same, in how many cases they agree, and where least."""
+    apart = {row["key"]["case"]: _apart(row).max() for row in rows}
+    same, worst = next(iter(CASES)), max(apart, key=apart.__getitem__)
+    sentences = []
+    if same in apart:
+        sentences.append(
+            "Where both packages follow the same rule on the same numbers, their learning rates differ by at most "
+            f"{np.expm1(apart[same]):.1g} of themselves."
+        )
+    sentences.append(
+        f"They stay within 1 % of each other in {sum(gap < _FAR for gap in apart.values())} of {len(apart)} cases."
+    )
+    if worst != same:
+        sentences.append(f'They differ most in the case "{worst}", by a factor of {np.exp(apart[worst]):.3g}.')
+    return sentences
+
+
+def _apart(row):
+    """How far the logarithms of the rates lie apart, step by step."""
+    return np.abs(np.log(np.array(row["ours"]) / np.array(row["theirs"])))
 
 
 def compare(case: Case, steps: int, seed: int) -> dict[str, Any]:

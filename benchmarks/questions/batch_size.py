@@ -4,6 +4,8 @@ Every size sees the same number of examples, but takes at least 50 steps and at 
 number. The baseline is the base optimizer with a cosine decay after a warm-up, its rate tuned at each size.
 """
 
+from typing import Any
+
 import numpy as np
 
 from benchmarks import methods, runner, store, tune
@@ -16,6 +18,7 @@ SIZES = (16, 64, 256, 1024, 4096)
 METHODS = ("gen", "gen_horizon", "gen_paper_horizon")
 _BASELINE = "tuned baseline"
 _SCHEDULE = "warmup_cosine"
+_NEAR = -1.0  # per cent
 
 
 def run(study: Study) -> None:
@@ -53,7 +56,52 @@ def report(results: store.Store) -> str | None:
     if not found:
         return None
     sections = [f"## {workload}\n\n{_table(results, by_size)}" for workload, by_size in found.items()]
-    return "\n\n".join([f"![batch size]({_draw(results, found)})", *sections])
+    return "\n\n".join([pages.opening(f"![batch size]({_draw(results, found)})", _in_words(found)), *sections])
+
+
+def _in_words(found: dict[str, dict[int, dict[str, list[Any]]]]) -> list[str]:
+    """At how many sizes GeN keeps up, where it is worst, and how its rate grows with the size beside the tuned one."""
+    gains: dict[str, dict[tuple[str, int], float]] = {"gen_horizon": {}, "gen": {}}
+    for workload, by_size in found.items():
+        for size, rows in by_size.items():
+            for method, of_method in gains.items():
+                if method in rows and (gain := pages.gain(rows[method], rows.get(_BASELINE))) is not None:
+                    of_method[workload, size] = gain
+    horizon, open_end = gains["gen_horizon"], gains["gen"]
+    sentences = [] if horizon or open_end else [pages.NO_GEN]
+    if horizon:
+        workload, size = min(horizon, key=horizon.__getitem__)
+        sentences = [
+            f"With the steps given, GeN is ahead of the tuned baseline, or at most {-_NEAR:g} % behind, at "
+            f"{_near(horizon)} batch sizes.",
+            f"Its worst is `{workload}` with {size:,} examples a step: {pages.beside(horizon[workload, size])}.",
+        ]
+    if open_end:
+        sentences.append(f"With an open end it keeps up in the same sense at {_near(open_end)}.")
+    return [*sentences, *(_growth(workload, by_size) for workload, by_size in found.items())]
+
+
+def _near(gains: dict[tuple[str, int], float]) -> str:
+    return f"{sum(gain >= _NEAR for gain in gains.values())} of {len(gains)}"
+
+
+def _growth(workload: str, by_size: dict[int, dict[str, list[Any]]]) -> str:
+    """By which factor the highest rate changes from the least size to the greatest; empty where GeN's is not known."""
+    rates: dict[str, dict[int, float]] = {name: {} for name in ("gen_horizon", _BASELINE)}
+    for size, rows in by_size.items():
+        for name, of_sizes in rates.items():
+            known = [cell["highest_learning_rate"] for cell in pages.survivors(rows.get(name, []))]
+            if known:
+                of_sizes[size] = float(np.mean(known))
+    ours, tuned = rates["gen_horizon"], rates[_BASELINE]
+    sizes = sorted(ours.keys() & tuned.keys())
+    if len(sizes) < 2:
+        return ""
+    few, many = sizes[0], sizes[-1]
+    return (
+        f"On `{workload}`, from {few:,} to {many:,} examples, its highest rate changes by a factor of "
+        f"{pages.number(ours[many] / ours[few], 2)} and the tuned rate by {pages.number(tuned[many] / tuned[few], 2)}."
+    )
 
 
 def _table(results, by_size):

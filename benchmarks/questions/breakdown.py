@@ -71,7 +71,7 @@ def report(results: store.Store) -> str | None:
     header += ["lowers the loss, held-out", "A < 0, own", "seeds"]
     drawn = [(workload, group) for (workload, method), group in sorted(groups.items()) if method == METHODS[0]]
     parts = [
-        *([f"![breakdown]({_draw(results, drawn)})"] if drawn else []),
+        *([pages.opening(f"![breakdown]({_draw(results, drawn)})", _in_words(drawn))] if drawn else []),
         "The error is the median of |real - predicted| / |predicted|; the last three columns are shares of the steps.",
         pages.table_of(results, rows, header, lines),
         "## What became of the probes, as shares",
@@ -80,6 +80,41 @@ def report(results: store.Store) -> str | None:
         ),
     ]
     return "\n\n".join(parts)
+
+
+_CLOSE = 0.5  # an error of less than half of what was predicted
+
+
+def _in_words(shown: list[tuple[str, list[dict[str, Any]]]]) -> list[str]:
+    """Where the prediction holds, where it is worst, and how many steps help."""
+    errors: dict[str, dict[str, float]] = {"own": {}, "held_out": {}}
+    for workload, group in shown:
+        for batch, of_workloads in errors.items():
+            known = [error for row in group if (error := _error(_whole(row)[batch])) is not None]
+            if known:
+                of_workloads[workload] = float(np.mean(known))
+    own, other = errors["own"], errors["held_out"]
+    sentences = []
+    if own and other:
+        close, elsewhere = (sum(error < _CLOSE for error in of.values()) for of in (own, other))
+        worst = max(other, key=other.__getitem__)
+        sentences = [
+            "On the batch that a step was computed from, the median prediction is off by less than half on "
+            f"{close} of {len(own)} workloads.",
+            f"On a batch that the step has not seen, it is so on {elsewhere} of {len(other)}.",
+            f"There it is worst on `{worst}`: off by {pages.number(other[worst], 2)} times what was predicted.",
+        ]
+    rows = [row for _, group in shown for row in group]
+    helped = {
+        name: np.concatenate([_part(row, third)["held_out"]["decrease"] > 0 for row in rows])
+        for name, third in (("early", 0), ("late", 2))
+    }
+    if all(map(len, helped.values())):
+        early, late = (100 * float(np.mean(steps)) for steps in helped.values())
+        sentences.append(
+            f"Early in a run {early:.0f} % of the steps lower the loss of an unseen batch, late in it {late:.0f} %."
+        )
+    return sentences
 
 
 _STATUSES = [status.name.lower() for status in gen_optax.ProbeStatus if status != gen_optax.ProbeStatus.NONE]
@@ -140,7 +175,15 @@ def measure(key: dict[str, Any], workload: Workload) -> dict[str, Any]:
 def _part(row, third):
     """The steps of a third of the run: arrays by name, NaN where a number was not finite."""
     progress = np.array(row["steps"]) / row["key"]["num_steps"]
-    chosen = (progress >= third / 3) & (progress < (third + 1) / 3)
+    return _chosen(row, (progress >= third / 3) & (progress < (third + 1) / 3))
+
+
+def _whole(row):
+    """All steps of the run, in the same way."""
+    return _chosen(row, slice(None))
+
+
+def _chosen(row, chosen):
     return {
         batch: {name: np.array(values, float)[chosen] for name, values in row[batch].items()}
         for batch in ("own", "held_out")

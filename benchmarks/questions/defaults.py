@@ -11,7 +11,8 @@ import numpy as np
 
 from benchmarks import report as pages
 from benchmarks import runner, store, tune
-from benchmarks.questions import Study
+from benchmarks.questions import Study, quality
+from gen_optax.plot import BLUE, GREY
 
 # What takes the place of each constant of `balance`: half of it, the double, and what makes it ineffective.
 _CONSTANTS = {
@@ -88,23 +89,128 @@ def run(study: Study) -> None:
 
 def report(results: store.Store) -> str | None:
     """How much better or worse than the tuned baseline each variant is, per workload, and what it does under stress."""
+    compared = {kind: found for kind in VARIANTS if (found := _compared(results, kind))}
     parts = []
-    for kind, variants in VARIANTS.items():
-        compared: dict[str, dict[str, Any]] = {}
-        for workload in results.workloads():
-            seen = pages.by_method(results, workload, reported=False)
-            if not seen:
-                continue
-            choice = tune.choice(results, workload, tune.setting_name(next(iter(seen.values()))[0]["key"]))
-            baseline = [] if choice is None else seen.get(_baseline(choice, kind), [])
-            for name, method in variants.items():
-                cells, beside = _on_the_same_seeds(seen.get(method, []), baseline)
-                if cells:
-                    compared.setdefault(f"{name}: `{method}`", {})[workload] = cells, beside
-        if compared:
-            parts.append(f"## {kind.capitalize()}\n\n{pages.gains(results, compared, 'validation')}")
+    for kind, of_methods in compared.items():
+        rows = {
+            f"{name}: `{method}`": of_methods[method] for name, method in VARIANTS[kind].items() if method in of_methods
+        }
+        parts.append(f"## {kind.capitalize()}\n\n{pages.gains(results, rows, 'validation')}")
     parts += filter(None, (_under_stress(results, batch_size) for batch_size in _STRESS_BATCH_SIZES))
-    return "\n\n".join(parts) if parts else None
+    if not parts:
+        return None
+    beside = {kind: found for kind, of_methods in compared.items() if (found := _beside_the_default(kind, of_methods))}
+    picture = f"![variants beside the default]({_draw(results, beside)})" if beside else ""
+    return "\n\n".join(filter(None, [pages.opening(picture, _in_words(results, compared, beside)), *parts]))
+
+
+def _compared(results: store.Store, kind: str) -> dict[str, dict[str, tuple[list[Any], list[Any]]]]:
+    """`{method: {workload: (cells, those of the tuned baseline)}}` of the variants, on the seeds that both have."""
+    compared: dict[str, dict[str, Any]] = {}
+    for workload in results.workloads():
+        seen = pages.by_method(results, workload, reported=False)
+        if not seen:
+            continue
+        choice = tune.choice(results, workload, tune.setting_name(next(iter(seen.values()))[0]["key"]))
+        baseline = [] if choice is None else seen.get(_baseline(choice, kind), [])
+        for method in VARIANTS[kind].values():
+            cells, beside = _on_the_same_seeds(seen.get(method, []), baseline)
+            if cells:
+                compared.setdefault(method, {})[workload] = cells, beside
+    return compared
+
+
+Beside = dict[str, dict[str, float]]  # per cent by which a variant is better than the default, by method and workload
+
+
+def _beside_the_default(kind: str, compared: dict[str, dict[str, tuple[list[Any], list[Any]]]]) -> Beside:
+    default = next(iter(VARIANTS[kind].values()))
+    found: Beside = {}
+    for method in compared.keys() - {default} if default in compared else ():
+        for workload, (cells, _) in compared[method].items():
+            ours = compared[default].get(workload)
+            if ours and (gain := pages.gain(cells, ours[0], "validation")) is not None:
+                found.setdefault(method, {})[workload] = gain
+    return {method: found[method] for method in VARIANTS[kind].values() if method in found}
+
+
+def _in_words(results: store.Store, compared: dict[str, Any], beside: dict[str, Beside]) -> list[str]:
+    """Where the default stands beside the tuned baseline and beside its variants, and what it loses under stress."""
+    kind = next(iter(VARIANTS))
+    default = VARIANTS[kind]["default"]
+    gains = [pages.gain(*pair, "validation") for pair in compared.get(kind, {}).get(default, {}).values()]
+    known = [gain for gain in gains if gain is not None]
+    sentences = []
+    if known:
+        sentences.append(
+            f"With the steps given, the default is ahead of the tuned schedule, or at most {-quality.LEVEL:g} % "
+            f"behind, on {sum(gain >= quality.LEVEL for gain in known)} of {len(known)} workloads."
+        )
+    medians = {method: float(np.median(list(of.values()))) for method, of in beside.get(kind, {}).items()}
+    if medians:
+        best, worst = (choose(medians, key=medians.__getitem__) for choose in (max, min))
+        sentences.append(
+            f"By the median over workloads, `{_setting(best)}` is best beside it, {pages.beside(medians[best])}, and "
+            f"`{_setting(worst)}` worst, {pages.beside(medians[worst])}."
+        )
+    stress = [lost_under_stress(results, size).get(default) for size in _STRESS_BATCH_SIZES]
+    if runs := [entry for entry in stress if entry is not None]:
+        lost, of = map(sum, zip(*runs, strict=True))
+        sentences.append(f"Under stress {lost} of {of} of its runs are lost.")
+    return sentences
+
+
+def _setting(method: str) -> str:
+    return method.partition(":")[2]
+
+
+_EDGE = 10.0  # per cent: what is beyond is drawn there
+
+
+def _draw(results: store.Store, beside: dict[str, Beside]) -> str:
+    """A lane for each variant: a light dot for each workload, a dark one for the median."""
+    path = results.root / "defaults.png"
+    heights = [0.27 * len(of_methods) + 0.5 for of_methods in beside.values()]
+    size = (5.2, sum(heights) + 0.8)
+    with pages.picture(path, rows=len(beside), size=size, height_ratios=heights, sharex=True) as axes:
+        for axis, (kind, of_methods) in zip(axes.flat, beside.items(), strict=True):
+            for y, gains in enumerate(of_methods.values()):
+                seen = np.clip(list(gains.values()), -_EDGE, _EDGE)
+                axis.plot(seen, np.full(len(seen), y), "o", color=GREY, ms=3, alpha=0.5)
+                axis.plot([np.median(seen)], [y], "o", color=BLUE, ms=5)
+            axis.axvline(0.0, color="black", lw=1)
+            names = [_setting(method).replace(",", ",\n") for method in of_methods]
+            axis.set_yticks(range(len(names)), names, fontsize=8)
+            axis.set(xlim=(-1.05 * _EDGE, 1.05 * _EDGE), ylim=(len(names) - 0.5, -0.5))
+            axis.set_title(kind, loc="left", fontsize=10)
+            axis.grid(axis="x", color="0.92")
+        axes[-1, 0].set_xlabel(f"gain beside the default, per cent\n(at most {_EDGE:g} either way; dark: the median)")
+    return path.name
+
+
+def ablated(results: store.Store) -> list[str]:
+    """The workloads on which every constant was replaced by all that is to take its place."""
+    settings = [f"gen_horizon:{setting}" for setting in _CONSTANTS]
+    return [
+        workload
+        for workload in results.workloads()
+        if set(settings) <= pages.by_method(results, workload, reported=False).keys()
+    ]
+
+
+def medians_of_constants(results: store.Store) -> dict[str, float]:
+    """Per cent by which each row of a constant is ahead of the default, in the median over the ablated workloads."""
+    kind = next(iter(VARIANTS))
+    beside, workloads = _beside_the_default(kind, _compared(results, kind)), ablated(results)
+    found = {
+        setting: [beside.get(f"gen_horizon:{setting}", {}).get(workload) for workload in workloads]
+        for setting in _CONSTANTS
+    }
+    return {
+        setting: float(np.median(known))
+        for setting, gains in found.items()
+        if (known := [gain for gain in gains if gain is not None])
+    }
 
 
 def lost_under_stress(results: store.Store, batch_size: int) -> dict[str, tuple[int, int]]:

@@ -92,7 +92,8 @@ def report(results: store.Store) -> str | None:
     columns += ["memory / base", "copies of the parameters more"]
     parts = []
     if any(by_size(rows)):
-        parts.append(f"![cost against size]({_draw_sizes(results, rows)})\n\n{_SIZES}")
+        picture = f"![cost against size]({_draw_sizes(results, rows)})"
+        parts += [pages.opening(picture, _in_words(*by_size(rows))), _SIZES]
     if perceptrons:
         lines = [
             [f"{row['key']['parameters']:.0e}", row["key"]["every"], *line]
@@ -117,9 +118,9 @@ def report(results: store.Store) -> str | None:
             for line in _lines(row)
         ]
         about = (
-            "With the search: what that for a rate adds to a whole run of the default, "
-            f"{_FIRST_RATES} forward passes, and {_FIRST_PROBES:.0f} probes more than in the usual rhythm, from the F "
-            "and S measured here and the length of the workload's run."
+            f"The column with the search adds what the search for a rate costs in a whole run: {_FIRST_RATES} forward "
+            f"passes, and {_FIRST_PROBES:.0f} probes beyond the usual rhythm. It is computed from the F and S measured "
+            "here and the length of the workload's run."
         )
         columns += ["time / base, with the search", "compilation of the base step, s", "compilation / base"]
         table = pages.table_of(results, workloads, ["workload", "parameters", *columns], lines)
@@ -128,9 +129,8 @@ def report(results: store.Store) -> str | None:
 
 
 _SIZES = (
-    f"Time and memory of a step beside those of the base optimizer, at Φ = {_EVERY}. Perceptrons do little work with "
-    "each parameter, and are joined by lines; workloads of the suite stand by themselves. Bars are quartiles over the "
-    "turns."
+    f"The picture has time and memory of a step beside those of the base optimizer, at Φ = {_EVERY}. Perceptrons are "
+    "joined by lines, and workloads of the suite stand by themselves. Bars are quartiles over the turns."
 )
 _IN_SIZES = {_DEFAULT: ("default", BLUE), "three points, map": ("Algorithm 1", ORANGE)}
 
@@ -139,6 +139,28 @@ def by_size(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict
     """The rows of perceptrons and of workloads at the Phi that they share, the smallest first."""
     usual = sorted((row for row in rows if row["key"]["every"] == _EVERY), key=lambda row: row["num_parameters"])
     return [row for row in usual if "parameters" in row["key"]], [row for row in usual if "workload" in row["key"]]
+
+
+def _in_words(perceptrons: list[dict[str, Any]], workloads: list[dict[str, Any]]) -> list[str]:
+    """What the default adds to a step: time on workloads and on perceptrons, memory on both."""
+
+    def more(rows: list[dict[str, Any]], field: str) -> str:
+        added = [100 * (row["probes"][_DEFAULT][field] - 1) for row in rows]
+        return f"{min(added):.0f} to {max(added):.0f} %" if len(rows) > 1 else f"{added[0]:.0f} %"
+
+    sentences = []
+    if workloads:
+        sentences.append(
+            f"With one probe in {_EVERY} steps, the default makes a step of the suite's workloads longer by "
+            f"{more(workloads, 'ratio')}."
+        )
+    if perceptrons:
+        sentences.append(
+            "On perceptrons, which do little work with each parameter, it makes a step longer by "
+            f"{more(perceptrons, 'ratio')}."
+        )
+    sentences.append(f"The memory of a step grows by {more([*perceptrons, *workloads], 'memory_ratio')}.")
+    return sentences
 
 
 def measure(workload: Workload, every: int, turns: int, compilations: int = 1) -> dict[str, Any]:

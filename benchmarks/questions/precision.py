@@ -22,6 +22,7 @@ from benchmarks import report as pages
 from benchmarks import rule, store
 from benchmarks.questions import Study
 from gen_optax import ProbeStatus
+from gen_optax.plot import BLUE, GREEN, GREY, ORANGE
 
 SIZES, BATCH_SIZE, NUM_STEPS, STRIDE, WARM_UP = (64, 128, 128, 10), 64, 300, 3, 50
 STEPS_BEHIND = gen_optax.Path().window  # that the probe along the path judges, as in a run
@@ -60,11 +61,12 @@ def run(study: Study) -> None:
 
 
 def report(results: store.Store) -> str | None:
-    """Both tables."""
+    """A picture of the first table, what it shows, and both tables."""
     rows = results.note(_NOTE)
     if rows is None:
         return None
-    return "\n\n".join(f"{table}\n\n{rule.describe(results, rows[-1:])}" for table in tables(rows[-1]))
+    opening = pages.opening(f"![errors of the probes]({_draw(results, rows[-1])})", _in_words(rows[-1]))
+    return "\n\n".join([opening, *(f"{table}\n\n{rule.describe(results, rows[-1:])}" for table in tables(rows[-1]))])
 
 
 @functools.cache
@@ -298,6 +300,65 @@ def tables(row: dict[str, Any]) -> list[str]:
             ]
         )
     return [at_points, pages.table(header, lines)]
+
+
+def _in_words(row: dict[str, Any]) -> list[str]:
+    """How far each probe's answers are from those in float32, and what that does to the rate over whole runs."""
+    medians = {
+        probe: max(seen["median_error"] for seen in row["points"] if seen["probe"] == probe)
+        for probe in dict.fromkeys(seen["probe"] for seen in row["points"])
+    }
+    default, *others = medians
+    sentences = [
+        "In the worst arithmetic, half of the answers of the default's probe are within "
+        f"{_near(medians[default])} of those in float32."
+    ]
+    if others:
+        theirs = " and ".join(f"within {_near(medians[probe])} for `{probe}`" for probe in others)
+        sentences.append(f"They are {theirs}.")
+    coarse = {
+        seen["arithmetic"]: seen["rate_relative_to_float32"]
+        for seen in row["runs"]
+        if seen["probe"] == default and seen["arithmetic"] not in ("float32", NUDGED)
+    }
+    if coarse:
+        widest = max(coarse, key=lambda name: max(coarse[name]) / min(coarse[name]))
+        sentences.append(
+            f"Over whole runs with {widest}, the default finds {min(coarse[widest]):.2f} to {max(coarse[widest]):.2f} "
+            "times the learning rate of float32."
+        )
+    return sentences
+
+
+def _near(error: float) -> str:
+    return f"{100 * error:.1f} %"
+
+
+_LEAST, _MOST = 1e-4, 10.0  # errors beyond are drawn at the edge
+_COLOURS = {"retrospective": BLUE, "exact": GREEN, "finite_difference": ORANGE}
+
+
+def _draw(results: store.Store, row: dict[str, Any]) -> str:
+    """A lane for each probe in each arithmetic: a dot at the median error, a line to what nine of ten are below."""
+    path = results.root / "precision.png"
+    arithmetics = list(dict.fromkeys(seen["arithmetic"] for seen in row["points"]))
+    probes = list(dict.fromkeys(seen["probe"] for seen in row["points"]))
+    with pages.picture(path, size=(5.2, 1.5 + 0.2 * len(row["points"]))) as axes:
+        axis = axes[0, 0]
+        for seen in row["points"]:
+            y = arithmetics.index(seen["arithmetic"]) + (probes.index(seen["probe"]) - (len(probes) - 1) / 2) / 4
+            ends = [np.clip(_MOST if x is None else x, _LEAST, _MOST) for x in (seen["median_error"], seen["error_90"])]
+            style = {"color": _COLOURS.get(seen["probe"], GREY)}
+            label = seen["probe"] if seen["arithmetic"] == arithmetics[0] else None
+            axis.plot(ends, [y, y], lw=2, **style)
+            axis.plot(ends[:1], [y], "o", ms=5, label=label, **style)
+        names = [name.replace(", ", ",\n") for name in arithmetics]
+        axis.set_yticks(range(len(names)), names, fontsize=8)
+        axis.set(xscale="log", xlim=(_LEAST / 1.5, _MOST * 1.5), ylim=(len(names) - 0.5, -0.5))
+        axis.set_xlabel("error beside float32: a dot at the median,\na line to what 90 % of the probes are below")
+        axis.grid(axis="x", color="0.92")
+        axis.figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=9)
+    return path.name
 
 
 def _percent(x: float | None) -> str:

@@ -4,7 +4,8 @@ The page opens with a picture of the gain on each workload. The baseline is the 
 rate and schedule chosen by `benchmarks.tune`; its rows by schedule are there too, and AdamW and SGD at rates that
 nobody tuned. Ranks are by the test metric. The performance profile is the share of workloads on which a method's cost
 is within a factor tau of the least cost: once for the final test loss, once for the steps that a method needs to reach
-the tuned baseline's final training loss. On cheap workloads runs of other lengths are compared as well.
+the tuned baseline's final training loss. On cheap workloads runs of other lengths are compared as well. The page has no
+seconds: its runs are made at different times, beside others on the same machine. `overhead` measures them in turns.
 """
 
 import math
@@ -76,25 +77,30 @@ def report(results: store.Store) -> str | None:
     if not groups:
         return None
     compared = beside_the_tuned(groups)
+    behind = far_behind(compared)
+    kept = {name: pairs for name, pairs in compared.items() if name not in behind}
     parts = [
         *_opening(results, groups),
         f"## In short\n\n{summary(results, groups)}",
-        f"## Beside the tuned baseline\n\n{pages.gains(results, compared)}",
+        "\n\n".join(["## Beside the tuned baseline", *([_APART] if behind else []), pages.gains(results, kept)]),
         _ranking(results, comparable(groups)),
         _profiles(results, comparable(groups)),
     ]
     if (lengths := _lengths.section(results)) is not None:
         parts.append(f"## In shorter and longer runs\n\n{lengths}")
     parts += [f"## {workload}\n\n{_table(results, rows)}" for workload, rows in groups.items()]
+    if behind:
+        table = pages.gains(results, {name: compared[name] for name in behind})
+        parts.append(f"## Supplement\n\n{_SUPPLEMENT}\n\n{table}")
     return "\n\n".join(parts)
 
 
 def _opening(results: store.Store, groups: dict[str, Rows]) -> list[str]:
-    """A picture of the gains, what it shows, and how to read it; nothing where GeN was not trained."""
+    """A picture of the gains, what it shows, and how to read it, where GeN was trained."""
     lengths = {title: groups if factor == 1 else groups_of(results, factor) for factor, title in _TITLES.items()}
     panels = {title: panel for title, rows in lengths.items() if (panel := _panel(rows))}
     if not panels:
-        return []
+        return [pages.NO_GEN]
     path = results.root / "quality_gains.png"
     _gains.draw(path, panels)
     drawn = [
@@ -105,7 +111,13 @@ def _opening(results: store.Store, groups: dict[str, Rows]) -> list[str]:
         for cell in lengths[title][workload][method]
     ]
     picture = f"![The gain on each workload beside the tuned baseline]({path.name})"
-    return [picture, " ".join(_read_off(groups)), rule.describe(results, drawn)]
+    return [pages.opening(picture, _read_off(groups)), _BARS, rule.describe(results, drawn)]
+
+
+_BARS = (
+    "Bars are standard errors of the gain, from the spread over the seeds of both. The baseline is tuned again for "
+    "each length."
+)
 
 
 def _panel(groups: dict[str, Rows]) -> dict[str, dict[str, _gains.Gain]]:
@@ -121,24 +133,22 @@ def _panel(groups: dict[str, Rows]) -> dict[str, dict[str, _gains.Gain]]:
 
 
 def _read_off(groups: dict[str, Rows]) -> list[str]:
-    """On how many workloads GeN keeps up, where it does not, and what the bars are."""
+    """On how many workloads GeN keeps up, and where it does not."""
     gains = gains_of(groups)
     horizon, open_end = gains["gen_horizon"], gains["gen"]
     sentences = []
     if horizon:
         level = [sum(gain >= LEVEL for gain in of_workloads.values()) for of_workloads in (horizon, open_end)]
-        sentences.append(
-            f"GeN is ahead of the tuned baseline, or at most {-LEVEL:g} % behind, on {level[0]} of {len(horizon)} "
-            f"workloads with the steps given and on {level[1]} with an open end."
-        )
+        sentences = [
+            f"With the steps given, GeN is ahead of the tuned baseline, or at most {-LEVEL:g} % behind, on {level[0]} "
+            f"of {len(horizon)} workloads.",
+            f"With an open end it keeps up in the same sense on {level[1]}.",
+        ]
     behind = [workload for workload in horizon if min(horizon[workload], open_end[workload]) < LEVEL]
     if behind:
-        names = [f"`{workload}`" for workload in sorted(behind, key=lambda workload: -horizon[workload])]
-        sentences.append(f"It loses on {', '.join(names)}.")
-    sentences.append(
-        "Bars are standard errors of the gain, from the spread over the seeds of both; the baseline is tuned again for "
-        "each length."
-    )
+        names = [f"`{workload}`" for workload in sorted(behind, key=horizon.__getitem__)]
+        shown = f"{', '.join(names[:2])} and {names[2]}" if names[2:] else " and ".join(names)
+        sentences.append(f"It loses on {f'{len(names)}, most on ' if names[3:] else ''}{shown}.")
     return sentences
 
 
@@ -164,6 +174,25 @@ def beside_the_tuned(groups: dict[str, Rows]) -> dict[str, dict[str, tuple[list[
         for name in rows if TUNED in rows else ():
             compared[name][workload] = rows[name], rows[TUNED]
     return compared
+
+
+_FAR, _MOSTLY = -5.0, 0.7
+_SUPPLEMENT = (
+    f"The peers here are worse than the tuned baseline by more than {-_FAR:g} % on more than {100 * _MOSTLY:g} % of "
+    "their workloads. The ranks, the profiles and the tables of single workloads have them, too."
+)
+_APART = "Peers that are far behind on most workloads stand in a [supplement](#supplement)."
+_NEVER_APART = (TUNED, *_SCHEDULES.values(), *methods.UNTUNED, "gen", "gen_horizon", "gen_paper", "gen_paper_horizon")
+
+
+def far_behind(compared: dict[str, dict[str, tuple[list[Any], list[Any]]]]) -> list[str]:
+    """The peers that have no place in the first table: far behind nearly everywhere."""
+    found = []
+    for name, pairs in compared.items():
+        seen = [gain for pair in pairs.values() if (gain := pages.gain(*pair)) is not None]
+        if name not in _NEVER_APART and seen and np.mean([gain < _FAR for gain in seen]) > _MOSTLY:
+            found.append(name)
+    return found
 
 
 def _others() -> dict[str, str]:
@@ -352,7 +381,7 @@ def _table(results: store.Store, rows: Rows) -> str:
         alive = pages.survivors(cells)
         metric = cells[0]["workload"]["metric"]
         reached = [steps_to(cell, target) for cell in alive]
-        arrived = [(steps, cell) for steps, cell in zip(reached, alive, strict=True) if math.isfinite(steps)]
+        arrived = list(filter(math.isfinite, reached))
         settings = cells[0]["key"]["method"].partition(":")[2] if "baseline" in name else ""
         lines.append(
             [
@@ -361,16 +390,14 @@ def _table(results: store.Store, rows: Rows) -> str:
                 pages.mean_and_spread([cell["final"]["test"]["loss"] for cell in alive]),
                 pages.mean_and_spread([cell["final"]["train_loss"] for cell in alive]),
                 pages.outcome(cells),
-                pages.mean_and_spread([steps for steps, _ in arrived], 3),
-                pages.mean_and_spread([steps * cell["seconds_per_step"] for steps, cell in arrived], 3),
+                pages.mean_and_spread(arrived, 3),
                 f"{len(arrived)} of {len(cells)}",
-                pages.mean_and_spread([1e3 * cell["seconds_per_step"] for cell in alive], 3),
             ]
         )
     example = next(iter(rows.values()))[0]
     direction = "higher" if example["workload"]["higher_is_better"] else "lower"
     header = ["method", f"test {example['workload']['metric']} ({direction} is better)", "test loss", "training loss"]
-    header += ["seeds", "steps to target", "seconds to target", "got there", "ms per step"]
+    header += ["seeds", "steps to target", "got there"]
     key = example["key"]
     note = (
         f"{key['num_steps']} steps of {key['batch_size']} examples; the target is a training loss of "

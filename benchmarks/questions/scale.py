@@ -34,7 +34,8 @@ _NOTE = "scale"
 _POINTS = (
     2  # at which a probe evaluates the loss, one after the other, where `value` is given: in a loop with an open end
 )
-_BASE = "base"
+_BASE, _DEFAULT = "base", "retrospective"
+_EVERY = 16  # from one probe of the default to the next
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -56,7 +57,7 @@ def report(results: store.Store) -> str | None:
     lines = []
     for row in sorted(rows, key=lambda row: (row["key"]["devices"], list(PROBES).index(row["key"]["probe"]))):
         devices, name = row["key"]["devices"], row["key"]["probe"]
-        ours, theirs = (sum(kind["bytes"] for kind in r["collectives"].values()) for r in (row, base[devices]))
+        ours, theirs = _sent(row), _sent(base[devices])
         counts = sum(kind["count"] for kind in row["collectives"].values()) - sum(
             kind["count"] for kind in base[devices]["collectives"].values()
         )
@@ -89,7 +90,34 @@ def report(results: store.Store) -> str | None:
         f"{about['parameters']:,} parameters, {about['tokens']:,} tokens a step, AdamW in float32; all numbers per "
         "device. Bytes of a collective are those of its result."
     )
-    return f"{text}\n\n![scale]({_draw(results, rows, base)})\n\n{pages.table_of(results, rows, header, lines)}"
+    opening = pages.opening(f"![scale]({_draw(results, rows, base)})", _in_words(rows, base))
+    return "\n\n".join([opening, text, pages.table_of(results, rows, header, lines)])
+
+
+def _in_words(rows: list[dict[str, Any]], base: dict[int, dict[str, Any]]) -> list[str]:
+    """What the default probe adds to memory and communication with few devices and with many."""
+    ours = {row["key"]["devices"]: row for row in rows if row["key"]["probe"] == _DEFAULT}
+    counts = sorted(ours.keys() & base.keys())
+    if not counts:
+        return []
+
+    def more(devices: int) -> str:
+        return pages.number((ours[devices]["memory_bytes"] - base[devices]["memory_bytes"]) / 2**30)
+
+    few, many = counts[0], counts[-1]
+    extra = (_sent(ours[many]) - _sent(base[many])) / 2**30
+    return [
+        f"The default adds {more(few)} GiB to the memory of each of {few} devices, and {more(many)} GiB to that of "
+        f"each of {many}.",
+        f"A probe makes each of {many} devices receive {pages.number(extra)} GiB.",
+        f"With one probe in {_EVERY} steps, that is {100 * extra * 2**30 / _sent(base[many]) / _EVERY:.1f} % more than "
+        f"without GeN, and operations are {100 * (ours[many]['flops'] / base[many]['flops'] - 1) / _EVERY:.1f} % more.",
+    ]
+
+
+def _sent(row: dict[str, Any]) -> int:
+    """Bytes of all collectives of a step."""
+    return sum(kind["bytes"] for kind in row["collectives"].values())
 
 
 def compile_step(devices: int, probe: str, tiny: bool) -> dict[str, Any]:
@@ -303,8 +331,7 @@ def _draw(results, rows, base):
             devices = [count for count, _ in seen]
             style = {"marker": "o", "label": name, **pages.style(index)}
             memory.plot(devices, [row["memory_bytes"] / 2**30 for _, row in seen], **style)
-            gathered = [sum(kind["bytes"] for kind in row["collectives"].values()) / 2**30 for _, row in seen]
-            traffic.plot(devices, gathered, **style)
+            traffic.plot(devices, [_sent(row) / 2**30 for _, row in seen], **style)
         memory.set(ylabel="memory per device, GiB", yscale="log")
         traffic.set(ylabel="collectives per device and step, GiB")
         for axis in axes[0]:

@@ -61,7 +61,7 @@ def report(results: store.Store) -> str | None:
     factors = {factor: values for factor, values in factors.items() if len(values) > 1}
     if not factors:
         return None
-    parts = [f"![sensitivity]({_draw(results, factors, workloads)})"]
+    parts = [pages.opening(f"![sensitivity]({_draw(results, factors, workloads)})", _in_words(factors, workloads))]
     for factor, values in factors.items():
         lines, entries = [], []
         for value in values:
@@ -84,6 +84,31 @@ def report(results: store.Store) -> str | None:
         header = ["value", "workload", "metric", "test metric", "test loss", "seeds"]
         parts.append(f"## {factor.capitalize()}\n\n{pages.table_of(results, entries, header, lines)}")
     return "\n\n".join(parts)
+
+
+def _in_words(factors, workloads):
+    """Which setting matters most and least, by the worst test loss over the best, and how many settings fail."""
+    spans, seen, failed = {}, 0, 0
+    for factor, values in factors.items():
+        for workload, by_method in workloads.items():
+            groups = [cells for value in values if (cells := by_method.get(plan()[factor][value]))]
+            losses = [pages.mean_result(cells, "loss") for cells in groups]
+            seen, failed = seen + len(losses), failed + sum(map(np.isinf, losses))
+            finite = [loss for loss in losses if np.isfinite(loss)]
+            if len(finite) > 1 and min(finite) > 0:
+                spans.setdefault(factor, {})[workload] = max(finite) / min(finite)
+    sentences = []
+    if spans:
+        widest = {factor: max(of_workloads.values()) for factor, of_workloads in spans.items()}
+        most, least = (choose(widest, key=widest.__getitem__) for choose in (max, min))
+        where = max(spans[most], key=spans[most].__getitem__)
+        sentences.append(
+            f'What matters most is "{most}": on `{where}` its worst value ends at {pages.number(widest[most])} times '
+            "the test loss of its best."
+        )
+        if least != most:
+            sentences.append(f'What matters least is "{least}", with a factor of {pages.number(widest[least])}.')
+    return [*sentences, f"A seed fails in {failed} of {seen} combinations of a value and a workload."]
 
 
 def _draw(results, factors, workloads):

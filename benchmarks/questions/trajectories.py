@@ -51,7 +51,30 @@ def report(results: store.Store) -> str | None:
         for row in rows
     ]
     header = ["function", "method", "steps", "loss at the end", "first step below 1e-3", "end"]
-    return f"![trajectories]({_draw(results, rows)})\n\n{pages.table_of(results, rows, header, lines)}"
+    opening = pages.opening(f"![trajectories]({_draw(results, rows)})", _in_words(rows))
+    return f"{opening}\n\n{pages.table_of(results, rows, header, lines)}"
+
+
+def _in_words(rows):
+    """Who is first below a loss of 1e-3 on each function, when the default is, and who never gets there."""
+    sentences, never = [], []
+    for name, group in pages.grouped(rows, lambda row: row["key"]["workload"]).items():
+        arrived = {row["key"]["method"]: row["first_below_1e-3"] for row in group}
+        never += [f"`{method}` on `{name}`" for method, step in arrived.items() if step is None]
+        known = {method: step for method, step in arrived.items() if step is not None}
+        if known:
+            first = min(known, key=known.__getitem__)
+            ours = (
+                f"; `{METHODS[0]}` needs {known[METHODS[0]]:,}" if METHODS[0] in known and first != METHODS[0] else ""
+            )
+            sentences.append(
+                f"On `{name}` `{first}` is first below a loss of 1e-3, after {known[first]:,} steps{ours}."
+            )
+    if never:
+        sentences.append(
+            f"Never below it are {' and '.join([', '.join(never[:-1]), never[-1]] if never[1:] else never)}."
+        )
+    return sentences
 
 
 def follow(key, workload):

@@ -1,7 +1,7 @@
 r"""The paper's settings (Bu and Xu, arXiv 2407.02772), to be trained by who has the data and an accelerator.
 
     known()["roberta_lora_sst2"]      # what it is, what it needs, what the paper has
-    cells = run(setting, Path("data"), results=store.Store("build/reproduce"))
+    cells = run(setting, Path("data"), results=Path("build/reproduce"))
     print(*table(setting, cells), sep="\n")
 
 A setting is a workload of the suite at its published size: the runner trains it, the store keeps its cells, and the
@@ -20,7 +20,7 @@ from benchmarks.reproduce import detection, images, recommendation, understandin
 from benchmarks.reproduce._common import TUNED, Reproduction
 
 RESULTS = Path("build") / "reproduce"
-"""Where cells are kept; they are found again by setting, method, seed, batch size and steps, whatever the data."""
+"""Where cells are kept, those of different data or weights in folders of their own."""
 _FAMILIES = (images, understanding, recommendation, detection)
 
 
@@ -55,7 +55,7 @@ def run(
     data: Path,
     weights: Path | None = None,
     *,
-    results: store.Store,
+    results: Path,
     specs: Sequence[str] = (),
     seeds: Sequence[int] = runner.SEEDS,
     batch_size: int | None = None,
@@ -67,7 +67,7 @@ def run(
       setting: which one.
       data: the folder with the files that it needs.
       weights: the folder with the pretrained weights.
-      results: where cells are kept.
+      results: the folder under which cells are kept, and found again for the same contents of data and weights.
       specs: methods, as `benchmarks.methods` reads them, or `"tuned"`; the setting's own where there are none.
       seeds: those to report on, from 1 to 100.
       batch_size: the setting's own unless given.
@@ -85,17 +85,29 @@ def run(
         raise ValueError(f"Seeds 1 to 100 see the test split; others are for tuning. Got {unreported}.")
     parsed = {name: spec if spec == TUNED else str(methods.parse(spec)) for name, spec in chosen.items()}
     _check(setting, data, weights)
+    kept = _store(setting, data, weights, results)
     workload = setting.load(data, weights)
     lengths = {"batch_size": batch_size, "num_steps": num_steps}
     cells = {}
     for name, spec in parsed.items():
         if spec == TUNED:
-            spec = tune.tune(workload, results, **lengths)["best"]
+            spec = tune.tune(workload, kept, **lengths)["best"]
             name = f"{name}: {spec}"
         cells[name] = runner.run_all(
-            [runner.cell_key(workload, spec, seed, **lengths) for seed in seeds], workload, results
+            [runner.cell_key(workload, spec, seed, **lengths) for seed in seeds], workload, kept
         )
     return cells
+
+
+def _store(setting: Reproduction, data: Path, weights: Path | None, root: Path) -> store.Store:
+    """A store that knows these data and weights only, and says where they were: neither is part of a cell's key."""
+    folders = {"data": (setting.data, data)}
+    if setting.weights is not None and weights is not None:
+        folders["weights"] = setting.weights, weights
+    found = "-".join(files.fingerprint(folder) for files, folder in folders.values())
+    kept = store.Store(root / found)
+    kept.set_note("inputs", lambda _: {name: str(folder.resolve()) for name, (_, folder) in folders.items()})
+    return kept
 
 
 def _check(setting: Reproduction, data: Path, weights: Path | None) -> None:

@@ -1,5 +1,6 @@
 """What the settings of the paper share: their description, files that may be missing, parts of a batch, weights."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,16 @@ class Files:
         missing = [path for path in self.paths if not (folder / path).exists()]
         if missing:
             raise FileNotFoundError(f"No {', '.join(missing)} in {folder}. Put there: {self.source}.")
+
+    def fingerprint(self, folder: Path) -> str:
+        """A hash over the contents of the files, and of all files in those that are folders, wherever they lie."""
+        digest = hashlib.sha256()
+        for path in (folder / path for path in self.paths):
+            for file in sorted(filter(Path.is_file, path.rglob("*"))) if path.is_dir() else [path]:
+                with file.open("rb") as opened:
+                    of_file = hashlib.file_digest(opened, "sha256").hexdigest()
+                digest.update(f"{file.relative_to(folder).as_posix()} {of_file}\n".encode())
+        return digest.hexdigest()[:12]
 
 
 @dataclass(frozen=True)

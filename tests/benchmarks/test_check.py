@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from benchmarks import __main__ as command_line
-from benchmarks import check, claims, report, rule, store
+from benchmarks import check, claims, picture, report, rule, store
 
 TODAY = "t0dayt0d"
 FINGERPRINT = rule.fingerprint.__wrapped__
@@ -32,10 +32,11 @@ def test_the_tree_as_it_is(results):
     assert list(check.faults(results)) == []
 
 
-def test_a_digit_of_the_readme(results, tree):
-    """Any of its evidence, six of them here: of the table, of a sentence, or of none."""
-    readme = tree / "README.md"
-    text = readme.read_text()
+@pytest.mark.parametrize(("name", "least", "changed"), [("README.md", 100, 6), ("benchmarks/STUDY.md", 50, 4)])
+def test_a_digit_of_the_evidence(results, tree, name, least, changed):
+    """Any of it, some of them here: of a table, of a sentence, or of none."""
+    document = tree / name
+    text = document.read_text()
     (marked,) = re.finditer(r"<!-- evidence -->.*<!-- /evidence -->", text, re.DOTALL)
     names = [match.span() for match in check._NO_NUMBER.finditer(text)]
     digits = [
@@ -43,14 +44,33 @@ def test_a_digit_of_the_readme(results, tree):
         for match in re.compile(r"\d").finditer(text, *marked.span())
         if not any(begin <= match.start() < end for begin, end in names)
     ]
-    assert len(digits) > 100
-    for place in random.Random(0).sample(digits, 6):
+    assert len(digits) > least
+    own = [claim for claim in claims.CLAIMS if claim.file == name]
+    for place in random.Random(0).sample(digits, changed):
         other = str((int(text[place]) + 1) % 10)
-        readme.write_text(text[:place] + other + text[place + 1 :])
-        faults = list(check.document_faults(results, tree))
+        document.write_text(text[:place] + other + text[place + 1 :])
+        faults = [fault for fault in check.document_faults(results, tree, own) if fault.startswith(f"{name}:")]
         line = text.count("\n", 0, place) + 1
         assert faults, f"line {line}: {text[place - 20 : place + 20]!r}"
-        assert all(re.match(r"README\.md:\d+: stands ", fault) for fault in faults)
+        assert all(re.match(rf"{re.escape(name)}:\d+: stands ", fault) for fault in faults)
+
+
+def test_the_study_is_short():
+    assert len((check.ROOT / "benchmarks" / "STUDY.md").read_text().split()) <= 1500
+
+
+def test_the_picture_of_the_readme_is_of_a_rule(results, tmp_path, monkeypatch):
+    assert list(picture.faults(results)) == []
+    monkeypatch.setattr(rule, "fingerprint", lambda *_: "0ther0th")
+    (fault,) = check.picture.faults(results)
+    assert fault.endswith("and today's is 0ther0th. python -m benchmarks sweep")
+    kept = tmp_path / picture.NAME
+    kept.parent.mkdir(parents=True)
+    picture.keep(check.ROOT / picture.NAME, kept)
+    assert list(picture.faults(results, tmp_path)) == []
+    monkeypatch.setattr(rule, "fingerprint", lambda *_: TODAY)
+    (fault,) = picture.faults(results, tmp_path)
+    assert fault.startswith("docs/assets/sweep.png:1: is drawn by rule 0ther0th, ")
 
 
 def test_a_core_whose_code_is_another(results, tree, tmp_path, monkeypatch):
@@ -180,9 +200,9 @@ def test_a_page_that_is_not_what_report_would_write(toy_tree):
     report.report(results)
     assert list(check.page_faults(results, root)) == []
     page = results.root / "scale.md"
-    page.write_text(page.read_text().replace("1 result", "2 results"))
+    page.write_text(page.read_text().replace("There is no", "There is a"))
     (fault,) = check.page_faults(results, root)
-    assert fault.startswith('results/scale.md:5: stands "2 results of')
+    assert fault.startswith('results/scale.md:3: stands "There is a result')
     assert fault.endswith("python -m benchmarks report")
 
 

@@ -28,6 +28,7 @@ def put(results, workload, method, value, seed=1, **changes):
             "key": {**key, "precision": "float32", **changes},
             "workload": own,
             "diverged": False,
+            "highest_learning_rate": 0.025,
             "final": {"test": {"accuracy": value, "loss": 1.0}, "validation": {"accuracy": value}, "train_loss": 1.0},
         }
     )
@@ -48,6 +49,80 @@ def test_gains_beside_the_tuned_schedule(results):
     put(results, "alone", "gen", 0.1)  # with no baseline it says nothing
     assert claims._level(results) == {"workloads": "3", "horizon": "2", "open_end": "3"}
     assert claims._behind(results) == {"list": "`behind` (-25 and 5)"}
+    assert claims._rates_behind(results) == {"list": "0.25 on `behind`"}
+    assert claims._open_end(results) == {"near": "3", "both": "3"}
+    put(results, "behind", "gen", 0.5)
+    assert claims._open_end(results) == {"near": "2", "both": "3"}
+    states = [line.split(" | ")[1].removesuffix(" |") for line in claims._goals(results).splitlines()[2:]]
+    assert states[0] == (
+        "missed: of 3 workloads it is level on 2, within 1 % on 2 and within 3 % on 2; the worst is `behind` with -25 %"
+    )
+    assert states[1].startswith("missed: of 3 workloads it is level on 2, within 1 % on 2")
+    assert states[1].endswith("the worst is `behind` with -38 %")
+    assert states[2:5] == [claims._NOT_MEASURED] * 3
+    assert states[5] == "open: 8 constants, with all their rows on no workload"
+
+
+def test_a_goal_is_met_where_most_are_level_and_none_is_far_behind():
+    def state(*gains):
+        named = {str(index): gain for index, gain in enumerate(gains)}
+        return claims._beside_goal(named, most=-0.1, all_of_them=-1.0).split(":")[0]
+
+    assert state(1.0, -0.1, 0.0, 5.0, -1.0) == "met"
+    assert state(1.0, -0.1, 0.0, -0.2, -1.0) == "missed"
+    assert state(1.0, -0.1, 0.0, 5.0, -1.1) == "missed"
+
+
+def test_the_goals_of_lengths_ranks_and_stress(results, monkeypatch):
+    def trend_goal(slopes, factors):
+        gains = {"a": dict(zip(factors, slopes, strict=True)), "b": {1: 0, 4: 0}}
+        monkeypatch.setattr(claims._lengths, "gains_of", lambda _: {"gen_horizon": gains, "gen": gains})
+        return claims._trend_goal(results)
+
+    assert trend_goal((0.0, -1.0, 1.0), (1, 4, 10)).startswith("met: slopes of ")
+    assert trend_goal((0.0, 1.0, -0.1), (0.25, 1, 4)).endswith("over 0.25 to 4 times the steps")
+    assert trend_goal((0.0, 1.0, -0.1), (0.25, 1, 4)).startswith("open: ")
+    assert trend_goal((-60.0, 0.0, 40.0), (0.1, 1, 10)).startswith("missed: slopes of +")
+
+    ranks = {"gen_horizon": 2.0, "gen": 3.0, claims.quality.TUNED: 1.0, "untuned SGD, 0.1": 1.0, "prodigy": 2.5}
+    monkeypatch.setattr(claims.quality, "groups_of", lambda _: {"a": {}})
+    monkeypatch.setattr(claims.quality, "ranked", lambda _: {name: {"a": rank} for name, rank in ranks.items()})
+    monkeypatch.setattr(claims.quality, "comparable", lambda groups: groups)
+    assert claims._rank_goal(results) == "met on 1 workloads: 2.0 with a horizon, beside 2.5 of `prodigy`"
+    ranks["prodigy"] = 1.9
+    assert claims._rank_goal(results).startswith("missed on 1")
+
+    lost = {"gen_horizon": (0, 60), "gen": (0, 60)}
+    monkeypatch.setattr(claims.defaults, "lost_under_stress", lambda *_: lost)
+    assert claims._stress_goal(results) == "met: 0 of 240 runs"
+    lost["gen"] = (1, 60)
+    assert claims._stress_goal(results) == "missed: 2 of 240 runs"
+
+
+def test_the_ablation_is_of_workloads_with_all_rows(results):
+    settings = list(claims.defaults._CONSTANTS)
+    for workload, known in {"whole": settings, "part": settings[1:]}.items():
+        for setting in known:
+            put(results, workload, f"gen_horizon:{setting}", 0.5, seed=101)
+    assert claims._ablation(results) == {"list": "`whole`"}
+    assert claims._constants_goal(results) == "met: 8 constants, with all their rows on `whole`"
+
+
+def test_rows_of_the_ablation_that_are_far_behind(monkeypatch, results):
+    medians = {"sigma=1": -1.1, "memory=1": -0.9, "memory=4": 3.0, "sigma=2": -50.0}
+    monkeypatch.setattr(claims.defaults, "medians_of_constants", lambda _: medians)
+    assert claims._ablated(results) == {"list": "`sigma=1` and `sigma=2`"}
+    monkeypatch.setattr(claims.defaults, "medians_of_constants", lambda _: {"memory=1": -0.9})
+    assert claims._ablated(results) == {"list": "none"}
+
+
+def test_the_medians_of_the_ablation_are_of_workloads_with_all_rows(monkeypatch, results):
+    kind, (one, two) = next(iter(claims.defaults.VARIANTS)), list(claims.defaults._CONSTANTS)[:2]
+    gains = {one: {"a": -1.0, "b": 3.0, "part": 90.0}, two: {"a": -4.0, "b": -2.0}}
+    beside = {f"gen_horizon:{setting}": of for setting, of in gains.items()}
+    monkeypatch.setattr(claims.defaults, "ablated", lambda _: ["a", "b"])
+    monkeypatch.setattr(claims.defaults, "_beside_the_default", lambda *asked: beside if asked[0] == kind else {})
+    assert claims.defaults.medians_of_constants(results) == {one: 1.0, two: -3.0}
 
 
 def test_runs_that_are_lost(results):

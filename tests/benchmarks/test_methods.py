@@ -140,7 +140,6 @@ def test_constants_of_the_rule_change_the_run():
     ("spec", "same"),
     [
         ("gen_horizon", "gen:num_steps=10,sigma=1.8"),
-        ("gen_horizon:first_sigma=0.5", "gen_horizon:search_sigma=0.5"),  # as stored cells call it
         ("gen_horizon:steps_together=16", "gen_horizon"),
         ("gen_paper", "gen_paper:clamp=none,every=8,init_learning_rate=0.001,probe=finite_difference,smoothing=0.9"),
         ("lqa", "gen_paper:every=1,smoothing=0"),

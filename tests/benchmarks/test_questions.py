@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from opening import sentences_of
 from toy import toy
 
 import gen_optax
@@ -22,8 +23,10 @@ from benchmarks.questions import (
     _lengths,
     authors,
     batch_size,
+    breakdown,
     defaults,
     overhead,
+    paper,
     precision,
     quality,
     robustness,
@@ -76,6 +79,7 @@ def test_defaults_are_chosen_on_validation_splits_and_seeds_of_their_own(study, 
     assert {cell["key"]["seed"] for cell in cells} == {runner.TUNING_SEED, 101}
     assert not any("test" in cell["final"] for cell in cells)
     assert text.count("| default: `gen") == 2
+    assert sentences_of(f"![none](none.png)\n\n{text}")  # there is one variant, the default: nothing to draw
     assert "## Under stress" not in text  # of other cells than these
     assert quality.report(study.results) is None
 
@@ -104,6 +108,7 @@ def test_sensitivity(study, monkeypatch):
     text = page_of(sensitivity, study, monkeypatch)
     assert "## Initial rate\n" in text
     assert "| 1e-08 | toy |" in text
+    assert sentences_of(text)
 
 
 def test_every_value_of_every_factor_can_be_built():
@@ -119,6 +124,85 @@ def test_batch_size(study, monkeypatch):
     text = page_of(batch_size, study, monkeypatch)
     assert "| 8 | 8 | tuned baseline (0." in text
     assert "| 16 | 4 | momo |" in text
+    assert sentences_of(text) == [pages.NO_GEN]
+
+
+def test_batch_size_in_words():
+    def cells(loss, rate=0.1):
+        return [cell_of(loss, highest_learning_rate=rate)]
+
+    base = batch_size._BASELINE
+    a = {
+        16: {base: cells(2.0, 0.1), "gen_horizon": cells(2.02, 0.2), "gen": cells(1.0)},
+        64: {base: cells(2.0, 0.2), "gen_horizon": cells(2.5, 0.8)},
+    }
+    b = {16: {base: cells(2.0)}, 64: {base: cells(2.0), "gen_horizon": cells(1.0), "gen": cells(2.3)}}
+    assert sentences_of(opening(batch_size._in_words({"a": a, "b": b}))) == [
+        "With the steps given, GeN is ahead of the tuned baseline, or at most 1 % behind, at 2 of 3 batch sizes.",
+        "Its worst is `a` with 64 examples a step: 25 % behind.",
+        "With an open end it keeps up in the same sense at 1 of 2.",
+        "On `a`, from 16 to 64 examples, its highest rate changes by a factor of 4 and the tuned rate by 2.",
+    ]
+    a[64]["gen_horizon"][0]["diverged"] = True
+    worst = batch_size._in_words({"a": a})[1]
+    assert worst == "Its worst is `a` with 64 examples a step: lost with a seed that failed."
+
+
+def cell_of(loss, diverged=False, **more):
+    final = {split: {"loss": loss} for split in ("test", "validation")}
+    return {"diverged": diverged, "final": final, "workload": {"metric": "loss", "higher_is_better": False}, **more}
+
+
+def opening(sentences):
+    return pages.opening("![a picture](picture.png)", sentences)
+
+
+def test_defaults_in_words(tmp_path, monkeypatch):
+    def gains(*losses):
+        return {str(index): ([cell_of(loss)], [cell_of(2.0)]) for index, loss in enumerate(losses)}
+
+    kind = "with a horizon"
+    compared = {
+        "gen_horizon": gains(1.0, 2.0, 4.0),
+        "gen_horizon:sigma=1": gains(1.1, 2.2, 2.0),
+        "gen_horizon:memory=1": gains(0.9, 1.0, 8.0),
+    }
+    beside = defaults._beside_the_default(kind, compared)
+    assert beside["gen_horizon:sigma=1"] == pytest.approx({"0": -10, "1": -10, "2": 50})
+    monkeypatch.setattr(defaults, "lost_under_stress", lambda _, size: {"gen_horizon": (size, 60)})
+    words = defaults._in_words(store.Store(tmp_path), {kind: compared}, {kind: beside})
+    assert sentences_of(opening(words)) == [
+        "With the steps given, the default is ahead of the tuned schedule, or at most 0.1 % behind, on 2 of 3 "
+        "workloads.",
+        "By the median over workloads, `memory=1` is best beside it, 10 % ahead, and `sigma=1` worst, 10 % behind.",
+        "Under stress 12 of 120 of its runs are lost.",
+    ]
+    figures = {}
+    monkeypatch.setattr(pages, "_save", lambda figure, path: figures.update({path.name: figure}))
+    defaults._draw(store.Store(tmp_path), {kind: beside})
+    (axis,) = figures["defaults.png"].axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["sigma=1", "memory=1"]
+    light, dark, *_ = axis.lines
+    assert light.get_xydata().tolist() == [[-10, 0], [-10, 0], [10, 0]]  # 50 is beyond the edge
+    assert dark.get_xydata().tolist() == [[-10, 0]]
+
+
+def test_sensitivity_in_words():
+    def losses(**of_methods):
+        return {method: [cell_of(loss, diverged=loss > 9)] for method, loss in of_methods.items()}
+
+    plan = sensitivity.plan()
+    factors = {factor: list(plan[factor]) for factor in ("memory", "sigma")}
+    memory, sigma = (list(plan[factor].values()) for factor in factors)
+    workloads = {
+        "a": losses(**{memory[0]: 1.0, memory[1]: 1.2, sigma[0]: 2.0, sigma[1]: 2.2}),
+        "b": losses(**{memory[0]: 1.0, memory[1]: 3.0, memory[3]: 10.0}),
+    }
+    assert sentences_of(opening(sensitivity._in_words(factors, workloads))) == [
+        'What matters most is "memory": on `b` its worst value ends at 3 times the test loss of its best.',
+        'What matters least is "sigma", with a factor of 1.1.',
+        "A seed fails in 1 of 7 combinations of a value and a workload.",
+    ]
 
 
 def test_steps_for_a_batch_size():
@@ -193,7 +277,6 @@ def test_the_trend_with_the_length():
 
 def test_breakdown_on_a_parabola(study):
     """Where the loss is a parabola, the prediction is exact, and the page says so."""
-    from benchmarks.questions import breakdown
 
     def loss_fn(params, model_state, batch, key):
         return 1 + jnp.sum((params["w1"] - batch["x"].mean()) ** 2), model_state
@@ -207,6 +290,8 @@ def test_breakdown_on_a_parabola(study):
     text = breakdown.report(study.results)
     assert "| toy | gen_horizon | early |" in text
     assert "breakdown.png" in text
+    own, *_ = sentences_of(text)
+    assert own.endswith("the median prediction is off by less than half on 1 of 1 workloads.")
     # What is drawn is the first method: without its rows there is a table and no picture.
     rest = [{**row, "key": {**row["key"], "method": "gen_paper_horizon"}}]
     study.results.set_note("breakdown", lambda _: rest)
@@ -223,6 +308,7 @@ def test_robustness(study, monkeypatch):
     text = page_of(robustness, study, monkeypatch)
     assert "| toy | adamw | 16 | mixed | gen_horizon |" in text
     assert "| toy | adamw | 16 | float32 | gen |" in text
+    assert sentences_of(text)
 
 
 def test_robustness_counts_the_seeds_that_train_and_those_that_keep_up(tmp_path):
@@ -261,6 +347,11 @@ def test_robustness_counts_the_seeds_that_train_and_those_that_keep_up(tmp_path)
     assert "| 1 of 3 |" in rows["gen"]
     assert "| 1 | 2 of 3 |" in rows["gen"]
     assert "3, 1 diverged" in rows["gen"]
+    assert sentences_of(text) == [
+        "With the steps given, all seeds train in 1 of 1 combinations of base, batch size and precision.",
+        "Their mean test loss is within 1.2 times that of the best constant rate in 1 of 1.",
+        "With an open end all seeds train in 0 of 1, and with the best constant rate in 0 of 1.",
+    ]
 
 
 def test_precision(study, monkeypatch):
@@ -272,6 +363,37 @@ def test_precision(study, monkeypatch):
     text = precision.report(study.results)
     assert "| float32 weights, bfloat16 compute | retrospective |" in text
     assert "| retrospective | float32 | 1.00 | 1.00 to 1.00 |" in text
+    assert sentences_of(text)
+
+
+def test_precision_in_words_and_drawn(tmp_path, monkeypatch):
+    fine, coarse = "bfloat16 weights and compute", "bfloat16 throughout, loss too"
+    errors = {"retrospective": (0.002, 0.01), "exact": (0.004, 0.02), "finite_difference": (0.05, None)}
+    points = [
+        {"arithmetic": name, "probe": probe, "median_error": factor * median, "error_90": most}
+        for name, factor in ((fine, 1), (coarse, 2))
+        for probe, (median, most) in errors.items()
+    ]
+    ratios = {"float32": [1.0], precision.NUDGED: [0.1, 9.0], fine: [0.9, 1.1], coarse: [0.5, 1.2]}
+    runs = [
+        {"arithmetic": name, "probe": "retrospective", "rate_relative_to_float32": seen}
+        for name, seen in ratios.items()
+    ]
+    row = {"points": points, "runs": runs}
+    assert sentences_of(opening(precision._in_words(row))) == [
+        "In the worst arithmetic, half of the answers of the default's probe are within 0.4 % of those in float32.",
+        "They are within 0.8 % for `exact` and within 10.0 % for `finite_difference`.",
+        f"Over whole runs with {coarse}, the default finds 0.50 to 1.20 times the learning rate of float32.",
+    ]
+    figures = {}
+    monkeypatch.setattr(pages, "_save", lambda figure, path: figures.update({path.name: figure}))
+    precision._draw(store.Store(tmp_path), row)
+    (axis,) = figures["precision.png"].axes
+    line, dot, *_ = axis.lines
+    assert line.get_xdata() == pytest.approx([0.002, 0.01])
+    assert dot.get_xdata() == pytest.approx([0.002])
+    assert axis.lines[4].get_xdata() == pytest.approx([0.05, 10.0])  # float32 would not have accepted it
+    assert [label.get_text().replace("\n", " ") for label in axis.get_yticklabels()] == [fine, coarse]
 
 
 def test_overhead_counts_memory(study):
@@ -316,13 +438,73 @@ def test_cost_against_size_is_of_one_phi(tmp_path, monkeypatch):
     monkeypatch.setattr(pages, "_save", lambda figure, path: figures.update({path.name: figure}))
     results = store.Store(tmp_path)
     results.set_note("overhead", lambda _: rows)
-    assert overhead.report(results).startswith("![cost against size](overhead_size.png)")
+    text = overhead.report(results)
+    assert text.startswith("![cost against size](overhead_size.png)")
+    assert sentences_of(text) == [
+        "With one probe in 16 steps, the default makes a step of the suite's workloads longer by 10 %.",
+        "On perceptrons, which do little work with each parameter, it makes a step longer by 20 to 30 %.",
+        "The memory of a step grows by 11 to 13 %.",
+    ]
     times, memory = figures["overhead_size.png"].axes
     default, *_ = times.containers
     assert default.lines[0].get_xydata() == pytest.approx(np.array([(100, 1.2), (1000, 1.3)]))
     assert default.lines[2][0].get_segments()[0][:, 1] == pytest.approx([1.19, 1.22])
     assert memory.containers[1].lines[0].get_xydata() == pytest.approx(np.array([(500, 1.11)]))
     assert [text.get_text() for text in times.texts] == ["toy"]
+
+
+@pytest.mark.usefixtures("one_rate")
+def test_paper(study, monkeypatch):
+    """Training on the first workload and measuring on the other; the loss of the tuned schedule is that of quality."""
+    monkeypatch.setattr(paper, "METHODS", {"toy": ("gen_paper:every=1", "gen_horizon", "momo")})
+    monkeypatch.setattr(paper, "_TITLES", {"toy": "A toy", "slow": "A slow toy"})
+    monkeypatch.setattr(paper, "VIT", "slow")
+    study = dataclasses.replace(study, workloads=())
+    text = page_of(paper, study, monkeypatch)
+    assert text.startswith("![the paper's experiments](paper.png)\n\nOn `toy`, beside")
+    assert "the best of GeN is `gen" in text
+    assert sentences_of(text)
+    trained, measured = text.split("## A toy\n")[1].split("## A slow toy\n")
+    rows = {line.split("|")[1].strip().split(" (")[0]: line for line in trained.splitlines() if line[:1] == "|"}
+    assert set(rows) >= {"tuned schedule", "tuned constant rate", "gen_paper:every=1", "gen_horizon", "momo"}
+    assert "| 0 | 1 |" in rows["tuned schedule"]
+    (row,) = study.results.note("paper")
+    assert row["key"] == {"workload": "slow", "every": 2}
+    seen = row["probes"]["retrospective"]
+    assert seen["model"] == pytest.approx(1 + row["forward_seconds"] / row["forward_and_backward_seconds"], rel=1e-4)
+    assert f"| 2 | retrospective | {pages.number(seen['ratio'])} |" in measured
+    # Without a run of GeN by today's rule there is nothing to compare, and no row of rivals alone.
+    study.results.remove(lambda cell: cell["key"]["method"].startswith("gen"))
+    assert "A toy" not in paper.report(study.results)
+
+
+def test_the_picture_of_the_papers_experiments(tmp_path, monkeypatch):
+    def cell(value, diverged=False):
+        return {"diverged": diverged, "final": {"test": {"accuracy": value}}, "workload": {"metric": "accuracy"}}
+
+    def row(every):
+        seen = {"ratio": 1 + 1 / every, "quartiles": [1.0, 3.0], "model": 1 + 2 / every}
+        return {"key": {"every": every}, "probes": dict.fromkeys(overhead.PROBES, seen)}
+
+    figures = {}
+    monkeypatch.setattr(pages, "_save", lambda figure, path: figures.update({path.name: figure}))
+    rows = {"tuned schedule": [cell(0.9), cell(0.8)], "gen": [cell(0.7), cell(0.1, diverged=True)]}
+    paper._draw(store.Store(tmp_path), {paper.RESNET: rows}, [row(1), row(4)])
+    accuracies, times = figures["paper.png"].axes
+    tuned, ours = accuracies.containers
+    assert tuned.lines[0].get_xydata() == pytest.approx(np.array([(0.85, 0)]))
+    assert tuned.lines[2][0].get_segments()[0][:, 0] == pytest.approx([0.8, 0.9])
+    assert (tuned.lines[0].get_marker(), ours.lines[0].get_marker()) == ("o", "x")
+    assert times.containers[0].lines[0].get_xydata() == pytest.approx(np.array([(1, 2.0), (4, 1.25)]))
+    formula = next(line for line in times.lines if line.get_linestyle() == ":")
+    assert formula.get_xydata() == pytest.approx(np.array([(1, 3.0), (4, 1.5)]))
+
+
+@pytest.mark.parametrize("workload", paper.METHODS)
+def test_the_methods_of_the_papers_experiments_can_be_built(workload):
+    for method in paper.METHODS[workload]:
+        methods.build(methods.parse(method), toy(), 10)
+        assert method == str(methods.parse(method))
 
 
 def test_the_search_for_a_rate_begins_with_as_many_evaluations_as_overhead_says():
@@ -349,6 +531,22 @@ def test_scale_counts_what_a_probe_costs(study):
     # Two forward passes beside forward, backward and recomputation, which are four times one.
     assert 1.4 < probe["flops"] / base["flops"] < 1.6
     assert "| 2 | retrospective |" in text
+    assert sentences_of(text)
+
+
+def test_scale_in_words():
+    def row(devices, probe, memory, gathered, flops):
+        about = {"memory_bytes": memory * 2**30, "collectives": {"all-gather": {"bytes": gathered * 2**30}}}
+        return {"key": {"devices": devices, "probe": probe}, "flops": flops, **about}
+
+    base = {8: row(8, "base", 4, 10, 100), 64: row(64, "base", 1, 10, 100)}
+    rows = [row(8, "retrospective", 5, 18, 150), row(64, "retrospective", 1.25, 18, 150), row(64, "exact", 9, 90, 900)]
+    assert sentences_of(opening(scale._in_words(rows, base))) == [
+        "The default adds 1 GiB to the memory of each of 8 devices, and 0.25 GiB to that of each of 64.",
+        "A probe makes each of 64 devices receive 8 GiB.",
+        "With one probe in 16 steps, that is 5.0 % more than without GeN, and operations are 3.1 % more.",
+    ]
+    assert gen_optax.balance().every == scale._EVERY
 
 
 def test_the_account_of_a_program_counts_loops():
@@ -383,14 +581,41 @@ def test_authors_trace_agrees_with_theirs(study):
     assert "plain SGD" in authors.report(study.results)
 
 
+def test_authors_in_words():
+    def row(case, *ours):
+        return {"key": {"case": case}, "ours": list(ours), "theirs": [1.0] * len(ours)}
+
+    same, other, third = list(authors.CASES)[:3]
+    rows = [row(same, 1.0, 1.00002), row(other, 1.0, 0.25), row(third, 1.0, 1.2)]
+    assert sentences_of(opening(authors._in_words(rows))) == [
+        "Where both packages follow the same rule on the same numbers, their learning rates differ by at most 2e-05 of "
+        "themselves.",
+        "They stay within 1 % of each other in 1 of 3 cases.",
+        f'They differ most in the case "{other}", by a factor of 4.',
+    ]
+
+
 def test_trajectories(study):
     study = dataclasses.replace(study, load=functools.partial(get, tiny=True), workloads=("beale",))
     trajectories.run(study)
     first = study.results.note("trajectories")[0]
     assert first["step"] == list(range(21))
     assert first["loss"][-1] < first["loss"][0]
-    assert "| beale | gen_horizon | 20 |" in trajectories.report(study.results)
+    text = trajectories.report(study.results)
+    assert "| beale | gen_horizon | 20 |" in text
+    assert sentences_of(text) == ["Never below it are `gen` on `beale` and `gen_horizon` on `beale`."]
     assert (study.results.root / "trajectories.png").exists()
+
+
+def test_trajectories_in_words():
+    first = {("beale", "gen"): 107, ("beale", "gen_paper"): 65, ("beale", "backtracking"): None}
+    first |= {("rosenbrock", "gen"): 784, ("rosenbrock", "gen_paper"): None}
+    rows = [{"key": {"workload": w, "method": m}, "first_below_1e-3": step} for (w, m), step in first.items()]
+    assert sentences_of(opening(trajectories._in_words(rows))) == [
+        "On `beale` `gen_paper` is first below a loss of 1e-3, after 65 steps; `gen` needs 107.",
+        "On `rosenbrock` `gen` is first below a loss of 1e-3, after 784 steps.",
+        "Never below it are `backtracking` on `beale` and `gen_paper` on `rosenbrock`.",
+    ]
 
 
 @pytest.mark.parametrize("name", questions.NAMES)

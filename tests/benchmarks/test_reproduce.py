@@ -1,5 +1,6 @@
 """The paper's settings on small files in the official formats: what is read, what is trained, what is missing."""
 
+import dataclasses
 import json
 import pickle
 import re
@@ -44,7 +45,8 @@ def test_each_setting_trains(name, tmp_path, rng, capsys, monkeypatch):
     length = ["--num-steps", "2", "--batch-size", "4"]
     options = ["--data", str(data), *given, "--results", str(tmp_path / "results"), "--seeds", "1", *length]
     main(["reproduce", name, *options, "--methods", *specs])
-    cells = {cell["key"]["method"]: cell for cell in store.Store(tmp_path / "results").cells()}
+    (kept,) = (tmp_path / "results").iterdir()
+    cells = {cell["key"]["method"]: cell for cell in store.Store(kept).cells()}
     assert set(cells) == set(specs)
     printed = capsys.readouterr().out
     for method, value in setting.published.items():
@@ -67,7 +69,8 @@ def test_the_table_has_means_deviations_and_the_tuned_schedule(tmp_path, monkeyp
     monkeypatch.setattr(tune, "_LIMITS", (-5, -4))
     main(["reproduce", "toy", "--data", str(tmp_path), "--results", str(tmp_path / "r"), "--num-steps", "12"])
     printed = capsys.readouterr().out
-    results = store.Store(tmp_path / "r")
+    (kept,) = (tmp_path / "r").iterdir()
+    results = store.Store(kept)
     best = tune.choice(results, "toy", "batch 16, 12 steps, float32")["best"]
     found = {}
     for cell in results.cells():
@@ -77,6 +80,57 @@ def test_the_table_has_means_deviations_and_the_tuned_schedule(tmp_path, monkeyp
     for label, method in (("default", "gen_horizon"), (f"tuned: {best}", best)):
         values = found[method]
         assert f"| here: {label} | {np.mean(values):.4g} ± {np.std(values, ddof=1):.2g} (3 seeds) |" in printed
+
+
+def test_other_data_are_not_answered_by_the_cells_of_the_first(tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(runner, "train", lambda key, *_: trained.append(key) or {"key": key, "diverged": False})
+
+    def train(data):
+        setting = toy_setting(data)
+        cells = reproduce.run(setting, data, results=tmp_path / "r", specs=["momo"], seeds=[1], num_steps=2)
+        assert [cell["key"]["method"] for cell in cells["momo"]] == ["momo"]
+        return len(trained)
+
+    first, second = (tmp_path / name for name in ("first", "second"))
+    for folder in (first, second):
+        folder.mkdir()
+    assert (train(first), train(first)) == (1, 1)
+    assert train(second) == 1  # the same files in another place
+    (second / "points").write_text("others")
+    assert (train(second), train(second)) == (2, 2)
+    (first / "points").write_text("others")
+    assert train(first) == 2
+    assert {store.Store(kept).note("inputs")["data"] for kept in (tmp_path / "r").iterdir()} == {
+        str(second.resolve()),
+        str(first.resolve()),
+    }
+
+
+def test_the_fingerprint_is_of_contents_and_names(tmp_path):
+    files = Files("some", ("folder", "file"))
+    (tmp_path / "folder" / "deep").mkdir(parents=True)
+    seen = set()
+    for path, text in (("file", "a"), ("folder/deep/b", "a"), ("folder/c", "a"), ("folder/c", "b"), ("file", "b")):
+        (tmp_path / path).write_text(text)
+        if (tmp_path / "file").exists():
+            seen.add(files.fingerprint(tmp_path))
+    (tmp_path / "folder" / "c").rename(tmp_path / "folder" / "d")
+    seen.add(files.fingerprint(tmp_path))
+    (tmp_path / "beside").write_text("a")
+    assert files.fingerprint(tmp_path) in seen
+    assert len(seen) == 6
+
+
+def test_other_weights_are_other_inputs(tmp_path):
+    setting = reproduce.get("bert4rec_ml1m")
+    setting = dataclasses.replace(setting, data=Files("d", ("d",)), weights=Files("w", ("w",)))
+    roots = []
+    for name in ("one", "two", "one"):
+        for file in ("d", "w"):
+            (tmp_path / file).write_text(name if file == "w" else "")
+        roots.append(reproduce._store(setting, tmp_path, tmp_path, tmp_path / "r").root)
+    assert roots[0] == roots[2] != roots[1]
 
 
 def test_a_run_that_fails_or_diverges_is_no_number():
