@@ -8,6 +8,7 @@ the tuned baseline's final training loss. On cheap workloads runs of other lengt
 seconds: its runs are made at different times, beside others on the same machine. `overhead` measures them in turns.
 """
 
+import collections
 import math
 from typing import Any
 
@@ -268,7 +269,13 @@ def _steps(cells: list[dict[str, Any]], target: float) -> float:
 
 
 def comparable(groups: dict[str, Rows]) -> dict[str, Rows]:
-    """The workloads with all methods: a rank among few is none among many."""
+    """The workloads with all methods: a rank among few is none among many.
+
+    Methods that were trained on fewer than half of the workloads are left out.
+    """
+    counts = collections.Counter(name for rows in groups.values() for name in _compared(rows))
+    seldom = {name for name, number in counts.items() if 2 * number < max(counts.values())}
+    groups = {name: {m: cells for m, cells in rows.items() if m not in seldom} for name, rows in groups.items()}
     most = max(len(_compared(rows)) for rows in groups.values())
     return {workload: rows for workload, rows in groups.items() if len(_compared(rows)) == most}
 
@@ -289,7 +296,11 @@ def _ranking(results: store.Store, groups: dict[str, Rows]) -> str:
         for name, entries in ranked(groups).items()
     ]
     table = pages.table_of(results, _cells(groups), ["method", "mean rank", *groups], lines)
-    return f"## Ranks by the test metric\n\n{table}"
+    about = (
+        "On the workloads that all methods were trained on. Methods that were trained on fewer than half of the "
+        "workloads are left out."
+    )
+    return f"## Ranks by the test metric\n\n{about}\n\n{table}"
 
 
 def _cells(groups: dict[str, Rows]) -> list[dict[str, Any]]:

@@ -14,6 +14,12 @@ from benchmarks.questions import _anytime, _gains, quality
 INF = math.inf
 
 
+def test_a_method_with_few_workloads_does_not_take_the_others_from_the_ranks():
+    groups = {name: {"gen": [{}], "momo": [{}]} for name in ("a", "b", "c")}
+    assert quality.comparable({**groups, "c": groups["c"] | {"lqa": [{}]}}) == groups
+    assert quality.comparable({**groups, "c": {"gen": [{}]}}) == {name: groups[name] for name in ("a", "b")}
+
+
 def test_ranks():
     scores = {
         "a": {"x": 0.1, "y": 3.0},
