@@ -242,13 +242,13 @@ def _constants_goal(results: store.Store) -> str:
     constants = {field.name for field in dataclasses.fields(gen_optax.balance())} - {"init_learning_rate"}
     workloads = defaults.ablated(results)
     state = "missed" if len(constants) > 8 else "met" if workloads else "open"
-    where = _listed(f"`{workload}`" for workload in workloads) if workloads else "no workload"
+    where = pages.listed(f"`{workload}`" for workload in workloads) if workloads else "no workload"
     return f"{state}: {len(constants)} constants, with all their rows on {where}"
 
 
 def _ablation(results: store.Store) -> Numbers | None:
     workloads = defaults.ablated(results)
-    return {"list": _listed(f"`{workload}`" for workload in workloads)} if workloads else None
+    return {"list": pages.listed(f"`{workload}`" for workload in workloads)} if workloads else None
 
 
 _FAR_BEHIND = -1.0
@@ -258,7 +258,7 @@ def _ablated(results: store.Store) -> Numbers | None:
     """The constants' rows that are far behind the default, in the median over the workloads with all rows."""
     medians = defaults.medians_of_constants(results)
     far = [f"`{setting}`" for setting, median in medians.items() if median < _FAR_BEHIND]
-    return {"list": _listed(far) if far else "none"} if medians else None
+    return {"list": pages.listed(far) if far else "none"} if medians else None
 
 
 def _rates_behind(results: store.Store) -> Numbers | None:
@@ -274,7 +274,9 @@ def _rates_behind(results: store.Store) -> Numbers | None:
             found[workload] = np.mean([cell["highest_learning_rate"] for cell in alive]) / peak
     if not found:
         return None
-    return {"list": _listed(f"{ratio:.2g} on `{w}`" for w, ratio in sorted(found.items(), key=lambda entry: entry[1]))}
+    return {
+        "list": pages.listed(f"{ratio:.2g} on `{w}`" for w, ratio in sorted(found.items(), key=lambda entry: entry[1]))
+    }
 
 
 def _stress(results: store.Store) -> Numbers | None:
@@ -299,9 +301,9 @@ def _overhead(results: store.Store) -> Numbers | None:
         for name, probe in zip(names, seen, strict=True)
     ]
     return {
-        "sizes": _listed(f"{rows[name]['num_parameters'] / 1e6:.2g}" for name in names),
-        "times": _listed(f"{100 * (probe['ratio'] - 1):.0f}" for probe in seen),
-        "search": _listed(f"{100 * (overhead.with_search(rows[name]) - 1):.0f}" for name in names),
+        "sizes": pages.listed(f"{rows[name]['num_parameters'] / 1e6:.2g}" for name in names),
+        "times": pages.listed(f"{100 * (probe['ratio'] - 1):.0f}" for probe in seen),
+        "search": pages.listed(f"{100 * (overhead.with_search(rows[name]) - 1):.0f}" for name in names),
         "least": f"{min(copies):.1f}",
         "most": f"{max(copies):.1f}",
     }
@@ -378,11 +380,6 @@ def _on_pods(results: store.Store) -> str | None:
                 ]
             )
     return pages.table(header, lines) if lines else None
-
-
-def _listed(entries) -> str:
-    *first, last = entries
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 _QUALITY = "python -m benchmarks question quality"

@@ -78,6 +78,12 @@ def opening(picture: str, sentences: Iterable[str]) -> str:
     return "\n\n".join(filter(None, [picture, " ".join(filter(None, sentences))]))
 
 
+def listed(entries: Iterable[str]) -> str:
+    """One or more entries in words: "a", "a and b", "a, b and c"."""
+    *first, last = entries
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def beside(gain: float) -> str:
     """A gain in words: "3 % ahead", "12 % behind"; without a finite one a seed has failed."""
     if not math.isfinite(gain):

@@ -69,7 +69,8 @@ def on_files(files: Files, config: Any) -> Files:
         add(f"benchmarks/{path.name}", path.read_bytes())
         _legible_widths[path.name] = int(0.55 * _width(path.read_bytes()))  # 120 dots per inch
     for path in (ROOT / "docs" / "assets").glob("*.png"):
-        _legible_widths[path.name] = int(0.5 * _width(path.read_bytes())) if _width(path.read_bytes()) > 1000 else 560
+        width = _width(path.read_bytes())
+        _legible_widths[path.name] = int(0.5 * width) if width > 1000 else 560
     for path in _notebooks():
         uri = f"notebooks/{path.stem}.md"
         text, pictures = notebook(json.loads(path.read_text()), path.stem)

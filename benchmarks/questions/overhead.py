@@ -132,7 +132,7 @@ _SIZES = (
     f"The picture has time and memory of a step beside those of the base optimizer, at Φ = {_EVERY}. Perceptrons are "
     "joined by lines, and workloads of the suite stand by themselves. Bars are quartiles over the turns."
 )
-_IN_SIZES = {_DEFAULT: ("default", BLUE), "three points, map": ("Algorithm 1", ORANGE)}
+DRAWN = {_DEFAULT: ("default", BLUE), "three points, map": ("Algorithm 1", ORANGE)}
 
 
 def by_size(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -398,7 +398,7 @@ def _draw_sizes(results, rows):
     perceptrons, workloads = by_size(rows)
     with pages.picture(path, rows=2, size=(5.2, 6.4), sharex=True) as axes:
         for axis, field in zip(axes.flat, ("ratio", "memory_ratio"), strict=True):
-            for probe, (label, colour) in _IN_SIZES.items():
+            for probe, (label, colour) in DRAWN.items():
                 for group, style in (
                     (perceptrons, {"marker": "o", "label": label}),
                     (workloads, {"marker": "D", "ls": ""}),
@@ -409,7 +409,7 @@ def _draw_sizes(results, rows):
                     bars = np.abs(quartiles.T - values) if field == "ratio" else None
                     axis.errorbar(sizes, values, yerr=bars, color=colour, ms=5, lw=1.5, elinewidth=1.2, **style)
             for row in workloads:
-                at = row["num_parameters"], min(row["probes"][probe][field] for probe in _IN_SIZES)
+                at = row["num_parameters"], min(row["probes"][probe][field] for probe in DRAWN)
                 below = {"xytext": (0, -8), "textcoords": "offset points", "va": "top"}
                 axis.annotate(row["key"]["workload"], at, rotation=-35, fontsize=8, **below)
             axis.axhline(1.0, color=GREY, lw=0.8)

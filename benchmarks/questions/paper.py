@@ -29,7 +29,6 @@ _TITLES = {
     LORA: "LoRA with AdamW",
     VIT: "The overhead on a ViT over Φ",
 }
-_DRAWN = {"retrospective": ("default", BLUE), "three points, map": ("Algorithm 1", ORANGE)}
 Rows = dict[str, list[dict[str, Any]]]
 
 
@@ -140,7 +139,7 @@ def _in_words(workload: str, rows: Rows) -> str:
 
 def _cost_in_words(rows: list[dict[str, Any]]) -> list[str]:
     """The paper's Phi and the default's."""
-    probe = next(iter(_DRAWN))
+    probe = next(iter(overhead.DRAWN))
     seen = {row["key"]["every"]: row["probes"][probe] for row in rows}
     return [
         f"With one probe in {every} steps, a step of the ViT takes {seen[every]['ratio']:.2f} times as long as without "
@@ -181,7 +180,7 @@ def _draw_trained(axis: Any, rows: Rows) -> None:
 def _draw_measured(axis: Any, rows: list[dict[str, Any]]) -> None:
     """Measured ratios with their quartiles, and dotted what the paper's formula says."""
     periods = [row["key"]["every"] for row in rows]
-    for probe, (label, colour) in _DRAWN.items():
+    for probe, (label, colour) in overhead.DRAWN.items():
         seen = [row["probes"][probe] for row in rows]
         ratios = np.array([entry["ratio"] for entry in seen])
         bars = np.abs(np.array([entry["quartiles"] for entry in seen]).T - ratios)

@@ -148,8 +148,7 @@ def _read_off(groups: dict[str, Rows]) -> list[str]:
     behind = [workload for workload in horizon if min(horizon[workload], open_end[workload]) < LEVEL]
     if behind:
         names = [f"`{workload}`" for workload in sorted(behind, key=horizon.__getitem__)]
-        shown = f"{', '.join(names[:2])} and {names[2]}" if names[2:] else " and ".join(names)
-        sentences.append(f"It loses on {f'{len(names)}, most on ' if names[3:] else ''}{shown}.")
+        sentences.append(f"It loses on {f'{len(names)}, most on ' if names[3:] else ''}{pages.listed(names[:3])}.")
     return sentences
 
 

@@ -71,9 +71,7 @@ def _in_words(rows):
                 f"On `{name}` `{first}` is first below a loss of 1e-3, after {known[first]:,} steps{ours}."
             )
     if never:
-        sentences.append(
-            f"Never below it are {' and '.join([', '.join(never[:-1]), never[-1]] if never[1:] else never)}."
-        )
+        sentences.append(f"Never below it are {pages.listed(never)}.")
     return sentences
 
 
