@@ -138,7 +138,7 @@ def schedule(name: str, peak: float, num_steps: int) -> optax.Schedule:
     raise ValueError(f"Unknown schedule {name!r}: constant, inverse_sqrt, hold_0.5, linear, cosine or warmup_cosine.")
 
 
-SCHEDULES = ("constant", "linear", "warmup_cosine")
+SCHEDULES = ("constant", "linear", "hold_0.5", "warmup_cosine")
 """Those that the baseline is tuned over."""
 
 

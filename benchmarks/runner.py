@@ -23,8 +23,8 @@ import gen_optax
 from benchmarks import methods, rule, store
 from benchmarks.workload import Workload
 
-TUNING_SEED = 0
-"""The baseline is tuned on this seed, on the validation split; the test split is never read with it."""
+TUNING_SEEDS = (0, 201, 202)
+"""The baseline is tuned on these seeds, on the validation split; the test split is never read with them."""
 DEFAULTS_SEEDS = (101, 102, 103)
 """Nor with these and those above, on which the defaults of GeN are chosen."""
 SEEDS = (1, 2, 3)
@@ -32,7 +32,7 @@ SEEDS = (1, 2, 3)
 
 def is_reported(seed: int) -> bool:
     """Whether a run of this seed may see the test split; no setting is ever chosen by it."""
-    return TUNING_SEED < seed < DEFAULTS_SEEDS[0]
+    return TUNING_SEEDS[0] < seed < DEFAULTS_SEEDS[0]
 
 
 _CHUNKS, _MAX_CHUNK = 20, 50  # of steps between two looks of the host; at most so many batches are held in memory

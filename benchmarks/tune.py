@@ -1,12 +1,14 @@
 """Tunes the baseline as a critic would: a grid of learning rates for each schedule, on the validation split.
 
-Rates lie half a decade apart, at least six of them; where the best is the lowest or the highest that was tried, the
-grid grows on that side. One seed is spent on it, and no reported number comes from that seed.
+Rates lie half a decade apart. The first schedule has six of them, and each other one those about the best of the
+schedule before; where the best is the lowest or the highest that was tried, the grid grows on that side. In a workload's
+own setting the best two rates of each schedule are trained on two seeds more, and the mean over the three decides.
+Other lengths, batch sizes, precisions and bases are tuned on one seed. No reported number comes from any of these seeds.
 """
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from benchmarks import methods, runner, store
@@ -15,6 +17,9 @@ from benchmarks.workload import Workload
 # Half-decades: a rate is 10 ** (k / 2).
 GRIDS = {"sgd": range(-6, 0), "adamw": range(-8, -2)}  # a base that is not here begins with AdamW's
 _LIMITS = (-14, 6)  # a grid that grows beyond has found no optimum
+_FINALISTS = 2  # rates of a schedule that are compared on all seeds
+Cost = tuple[float, float]
+_FAILED = {"diverged": True}  # in place of a run that raised an error, which no store finds
 
 
 def tune(
@@ -37,31 +42,38 @@ def tune(
     Returns:
       As `choice` does.
     """
+    first = runner.TUNING_SEEDS[0]
 
     def method(schedule: str, exponent: int) -> str:
         spec = methods.Spec("baseline", {"learning_rate": 10 ** (exponent / 2), "schedule": schedule})
         return str(spec if base is None else spec.having(base=base))
 
-    def key_of(schedule: str, exponent: int) -> dict[str, Any]:
-        return runner.cell_key(workload, method(schedule, exponent), runner.TUNING_SEED, **settings)
+    def costs_of(schedule: str, exponents: Iterable[int], seed: int = first) -> dict[int, Cost]:
+        keys = {k: runner.cell_key(workload, method(schedule, k), seed, **settings) for k in exponents}
+        missing = [key for key in keys.values() if results.find(key) is None]
+        runner.run_all(missing, workload, results)
+        return {k: cost(results.find(key) or _FAILED) for k, key in keys.items()}
 
-    def cost_of(schedule: str, exponent: int) -> tuple[float, float]:
-        key = key_of(schedule, exponent)
-        return cost(results.find(key) or runner.run_all([key], workload, results)[0])
-
+    key = runner.cell_key(workload, "momo", first, **settings)
+    setting = setting_name(key, base)
+    is_own = base is None and key == runner.cell_key(workload, "momo", first)
+    seeds = runner.TUNING_SEEDS if is_own else (first,)
     grid = GRIDS.get(base or workload.base, GRIDS["adamw"])
-    runner.run_all([key_of(schedule, exponent) for schedule in schedules for exponent in grid], workload, results)
-    setting = setting_name(runner.cell_key(workload, "momo", runner.TUNING_SEED, **settings), base)
     for schedule in schedules:
-        exponent, lowest = search(functools.partial(cost_of, schedule), grid)
-        entry = {"method": method(schedule, exponent), "cost": lowest}
+        costs = search(functools.partial(costs_of, schedule), grid)
+        finalists = sorted(costs, key=costs.__getitem__)[:_FINALISTS]
+        of_seeds = [costs_of(schedule, finalists, seed) for seed in seeds]
+        means = {exponent: _mean([of_seed[exponent] for of_seed in of_seeds]) for exponent in finalists}
+        best = min(means, key=means.__getitem__)
+        grid = range(best - 1, best + 2)
+        entry = {"method": method(schedule, best), "cost": means[best], "seeds": len(seeds)}
         results.set_note("tuned", functools.partial(_with_entry, entry, workload.name, setting, schedule))
     return choice(results, workload.name, setting, schedules)
 
 
-def search(cost_of: Callable[[int], Any], grid: Sequence[int]) -> tuple[int, Any]:
-    """The grid point of least cost and that cost, the grid growing by a point as long as the least is at an edge."""
-    costs = {point: cost_of(point) for point in grid}
+def search(costs_of: Callable[[Iterable[int]], dict[int, Cost]], grid: Iterable[int]) -> dict[int, Cost]:
+    """The costs of the grid points, the grid growing by a point as long as the least is at an edge."""
+    costs = costs_of(grid)
     while True:
         best = min(costs, key=costs.__getitem__)
         if best == min(costs) > _LIMITS[0]:
@@ -69,11 +81,11 @@ def search(cost_of: Callable[[int], Any], grid: Sequence[int]) -> tuple[int, Any
         elif best == max(costs) < _LIMITS[1]:
             new = best + 1
         else:
-            return best, costs[best]
-        costs[new] = cost_of(new)
+            return costs
+        costs |= costs_of([new])
 
 
-def cost(cell: dict[str, Any]) -> tuple[float, float]:
+def cost(cell: dict[str, Any]) -> Cost:
     """What tuning minimises: the validation metric, with its sign, and the loss among equals."""
     if cell["diverged"]:
         return math.inf, math.inf
@@ -82,18 +94,29 @@ def cost(cell: dict[str, Any]) -> tuple[float, float]:
     return (-value if cell["workload"]["higher_is_better"] else value), final["loss"]
 
 
+def _mean(costs: Sequence[Cost]) -> Cost:
+    return tuple(sum(parts) / len(costs) for parts in zip(*costs, strict=True))
+
+
 def choice(
-    results: store.Store, workload: str, setting: str, schedules: Sequence[str] = methods.SCHEDULES
+    results: store.Store, workload: str, setting: str, schedules: Sequence[str] | None = None
 ) -> dict[str, Any] | None:
-    """What `tune` found, by `tuned.json`; None where a schedule has not been tuned under this `setting_name`.
+    """What `tune` found under this `setting_name`, by `tuned.json`; None where a schedule has not been tuned.
+
+    Args:
+      results: where `tuned.json` is.
+      workload: its name.
+      setting: as `setting_name` gives it.
+      schedules: those to choose from; None for all that have been tuned.
 
     Returns:
-      `{"schedules": {name: {"method": ..., "cost": ...}}, "best": method}`.
+      `{"schedules": {name: {"method": ..., "cost": ..., "seeds": ...}}, "best": method}`.
     """
     known = (results.note("tuned") or {}).get(workload, {}).get(setting, {})
-    if not set(schedules) <= set(known):
+    wanted = [name for name in methods.SCHEDULES if name in known] if schedules is None else schedules
+    if not wanted or not set(wanted) <= set(known):
         return None
-    chosen = {schedule: known[schedule] for schedule in schedules}
+    chosen = {schedule: known[schedule] for schedule in wanted}
 
     def cost_of(entry):  # JSON has no infinity
         return [math.inf if part is None else part for part in entry["cost"]]

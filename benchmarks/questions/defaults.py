@@ -265,6 +265,6 @@ def _baseline(choice: dict[str, Any], kind: str) -> str:
 
 
 def _on_the_same_seeds(*groups):
-    """The cells of each group whose seeds all groups have, the tuning seed left out."""
-    seeds = set.intersection(*({cell["key"]["seed"] for cell in cells} for cells in groups)) - {runner.TUNING_SEED}
+    """The cells of each group whose seeds all groups have, those of tuning left out."""
+    seeds = set.intersection(*({cell["key"]["seed"] for cell in cells} for cells in groups)) - {*runner.TUNING_SEEDS}
     return [[cell for cell in cells if cell["key"]["seed"] in seeds] for cells in groups]

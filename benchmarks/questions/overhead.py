@@ -47,6 +47,7 @@ _BATCH, _EVERY, _TURNS, _COMPILATIONS = 64, 16, 5, 3
 _FIRST_RATES, _SEARCH_PROBES = gen_optax.balance().num_start_rates, gen_optax.balance().search_probes
 _FIRST_PROBES = _SEARCH_PROBES * (1 - 1 / _EVERY)
 _RATE, _LATER = 1e-6, 64  # of every step, and the number of calls before the first
+_WARM = 48  # calls that are not timed
 _NOTE = "overhead"
 
 
@@ -178,17 +179,20 @@ def measure(workload: Workload, every: int, turns: int, compilations: int = 1) -
     compiling = _in_turns(
         {name: lambda s=spec: _compile(workload, s, batch, key) for name, spec in specs.items()}, compilations
     )
-    runs: dict[str, Callable[[], float]] = {}
-    memory = {}
+    steppers, memory = {}, {}
     for name, outcomes in compiling.items():
         state_of, compiled, _ = outcomes[-1]
-        runs[name], memory[name] = _stepper(state_of, compiled, batch, key, every), memory_of(compiled)
+        steppers[name], memory[name] = _Stepper(state_of, compiled, batch, key, every), memory_of(compiled)
+    runs: dict[str, Callable[[], float]] = {**steppers}
     runs["forward"] = lambda: _timed(forward, state.params)
     runs["forward and backward"] = lambda: _timed(both, state.params)
     compile_seconds = {name: [seconds for *_, seconds in outcomes] for name, outcomes in compiling.items()}
 
-    for once in runs.values():  # the first turn allocates
-        once()
+    # The first turn allocates. The first path has to begin, and the first losses along it to become known.
+    for once in runs.values():
+        for _ in range(-(-_WARM // every)):
+            once()
+    before = {name: steppers[name].num_probes() for name in PROBES}
     seconds = _in_turns(runs, turns)
     typical = {name: float(np.median(times)) for name, times in seconds.items()}
     probes = {}
@@ -203,6 +207,7 @@ def measure(workload: Workload, every: int, turns: int, compilations: int = 1) -
             "model_with_optimizer": 1 + extra / typical["base"],
             "memory_ratio": memory[name] / memory["base"],
             "compile_ratio": float(np.median(np.divide(compile_seconds[name], compile_seconds["base"]))),
+            "probes_per_turn": (steppers[name].num_probes() - before[name]) / turns,
         }
     return {
         "num_parameters": sum(p.size for p in jax.tree.leaves(state.params)),
@@ -325,19 +330,24 @@ def _compile(workload, spec, batch, key):
     return state, compiled, time.process_time() - began
 
 
-def _stepper(state, compiled, batch, key, every):
-    """A function that takes Phi steps and says how long one took."""
+class _Stepper:
+    """Takes Phi steps at a call, and says how long one took."""
 
-    def once():
-        nonlocal state
-        jax.block_until_ready(state)
+    def __init__(self, state, compiled, batch, key, every):
+        self.state, self.step = state, lambda state: compiled(state, batch, {}, key)[0]
+        self.every = every
+
+    def __call__(self):
+        jax.block_until_ready(self.state)
         began = time.perf_counter()
-        for _ in range(every):
-            state, _ = compiled(state, batch, {}, key)
-        jax.block_until_ready(state)
-        return (time.perf_counter() - began) / every
+        for _ in range(self.every):
+            self.state = self.step(self.state)
+        jax.block_until_ready(self.state)
+        return (time.perf_counter() - began) / self.every
 
-    return once
+    def num_probes(self):
+        """Those of GeN so far."""
+        return int(gen_optax.metrics(self.state.optimizer)["num_probes"])
 
 
 def _in_turns(functions, turns):

@@ -22,7 +22,12 @@ from gen_optax.plot import BLUE, GREEN, GREY, ORANGE
 Rows = dict[str, list[dict[str, Any]]]  # the cells of the reported seeds by the name of the method
 
 TUNED = "tuned baseline"
-_SCHEDULES = {name: f"{name.replace('_', ', ')} baseline" for name in methods.SCHEDULES}
+_SCHEDULES = {
+    "constant": "constant baseline",
+    "linear": "linear baseline",
+    "hold_0.5": "hold, then linear baseline",
+    "warmup_cosine": "warmup, cosine baseline",
+}
 # The columns of the summary.
 _IN_SHORT = {
     "tuned rate and schedule": TUNED,
@@ -248,7 +253,7 @@ def _rows(results: store.Store, workload: str, factor: float) -> Rows:
     names = list(_others().items())
     if by_method:
         key = next(iter(by_method.values()))[0]["key"]
-        schedules = methods.SCHEDULES if factor == 1 else _lengths.SCHEDULES
+        schedules = None if factor == 1 else _lengths.SCHEDULES
         choice = tune.choice(results, workload, tune.setting_name(key), schedules)
         if choice is not None:
             by_schedule = [(_SCHEDULES[name], entry["method"]) for name, entry in choice["schedules"].items()]

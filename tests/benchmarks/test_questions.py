@@ -76,7 +76,7 @@ def test_quality(study, monkeypatch):
 def test_defaults_are_chosen_on_validation_splits_and_seeds_of_their_own(study, monkeypatch):
     text = page_of(defaults, study, monkeypatch)
     cells = list(study.results.cells())
-    assert {cell["key"]["seed"] for cell in cells} == {runner.TUNING_SEED, 101}
+    assert {cell["key"]["seed"] for cell in cells} == {*runner.TUNING_SEEDS, 101}
     assert not any("test" in cell["final"] for cell in cells)
     assert text.count("| default: `gen") == 2
     assert sentences_of(f"![none](none.png)\n\n{text}")  # there is one variant, the default: nothing to draw
@@ -415,6 +415,12 @@ def test_overhead_counts_memory(study):
     assert row["base_compile_seconds"] > 0
     assert row["probes"]["retrospective"]["compile_ratio"] > 1
     assert "compilation / base" in text
+
+
+@pytest.mark.parametrize("every", [1, 2, 16])
+def test_each_turn_that_is_timed_has_its_probe(every):
+    row = overhead.measure(overhead.perceptron(300), every, turns=2)
+    assert {name: seen["probes_per_turn"] for name, seen in row["probes"].items()} == dict.fromkeys(overhead.PROBES, 1)
 
 
 def test_cost_against_size_is_of_one_phi(tmp_path, monkeypatch):

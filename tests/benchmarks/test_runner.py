@@ -54,7 +54,7 @@ def test_the_test_split_is_not_read_with_the_tuning_seed():
         return {"loss": 0.0, "accuracy": 1.0}
 
     workload = toy(evaluate=evaluate)
-    cell = runner.train(runner.cell_key(workload, "momo", runner.TUNING_SEED, num_steps=2), workload)
+    cell = runner.train(runner.cell_key(workload, "momo", runner.TUNING_SEEDS[0], num_steps=2), workload)
     assert set(cell["final"]) == {"validation", "train_loss"}
 
 
