@@ -31,6 +31,7 @@ CURVE_POINTS = 20
 
 _PACKAGES = ("gen-optax", "jax", "jaxlib", "optax", "flax", "numpy")
 _LINES = ".jsonl.gz"
+_MEASUREMENTS, _NAME = f"measurements{_LINES}", "measurement"
 
 
 class Store:
@@ -83,33 +84,41 @@ class Store:
 
     def note(self, name: str) -> Any:
         """What `set_note` wrote under this name; None where nothing was."""
-        rows, other = self.root / f"{name}{_LINES}", self.root / f"{name}.json"
-        if rows.exists():
-            return self._read(rows)
-        return json.loads(other.read_text()) if other.exists() else None
+        if (rows := self._measurements().get(name)) is not None:
+            return rows
+        path = self.root / f"{name}.json"
+        return json.loads(path.read_text()) if path.exists() else None
 
     def set_note(self, name: str, change: Callable[[Any], Any]) -> None:
         """Puts `change(note)` in the place of a note: a result that is no training run, such as a measurement.
 
-        A list of measurements is kept as compressed lines like those of the cells, in its order; anything else as JSON,
-        and None not at all.
+        Lists of measurements, whatever their names, share one file of compressed lines, each list in its order;
+        anything else is JSON in a file of its own. None is not kept.
         """
         self.root.mkdir(parents=True, exist_ok=True)
-        rows, other = self.root / f"{name}{_LINES}", self.root / f"{name}.json"
+        path = self.root / f"{name}.json"
         with _locked(self.root):
             note = finite(change(self.note(name)))
-            if isinstance(note, list):
-                _replace(rows, _compressed(note))
-            elif note is not None:
-                _replace(other, (json.dumps(note, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
-            if not isinstance(note, list):
-                rows.unlink(missing_ok=True)
+            measured = self._measurements()
+            if isinstance(note, list) or name in measured:
+                kept = {**measured, name: note if isinstance(note, list) else []}
+                lines = [{_NAME: of, **row} for of in sorted(kept) for row in kept[of]]
+                _replace(self.root / _MEASUREMENTS, _compressed(lines))
             if note is None or isinstance(note, list):
-                other.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+            else:
+                _replace(path, (json.dumps(note, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
 
     def measurements(self) -> list[str]:
         """The names of the notes that are lists of measurements."""
-        return sorted(path.name.removesuffix(_LINES) for path in self.root.glob(f"*{_LINES}"))
+        return sorted(self._measurements())
+
+    def _measurements(self) -> dict[str, list[dict[str, Any]]]:
+        """The measurements by the names of their notes."""
+        by_name: dict[str, list[dict[str, Any]]] = {}
+        for line in self._read(self.root / _MEASUREMENTS):
+            by_name.setdefault(line[_NAME], []).append({key: x for key, x in line.items() if key != _NAME})
+        return by_name
 
     def _path(self, workload: str) -> Path:
         return self.root / "runs" / f"{workload}{_LINES}"

@@ -1,9 +1,10 @@
 """Tunes the baseline as a critic would: a grid of learning rates for each schedule, on the validation split.
 
 Rates lie half a decade apart. The first schedule has six of them, and each other one those about the best of the
-schedule before; where the best is the lowest or the highest that was tried, the grid grows on that side. In a workload's
-own setting the best two rates of each schedule are trained on two seeds more, and the mean over the three decides.
-Other lengths, batch sizes, precisions and bases are tuned on one seed. No reported number comes from any of these seeds.
+schedule before; where the best is the lowest or the highest that was tried, the grid grows on that side. In the own
+setting of a workload the best two rates of each schedule are trained on two seeds more, and the mean over the three
+decides. Other lengths, batch sizes, precisions and bases are tuned on one seed. No reported number comes from any of
+these seeds.
 """
 
 import functools
