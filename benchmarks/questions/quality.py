@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import methods, rule, store, tune
+from benchmarks import methods, rule, runner, store, tune
 from benchmarks import report as pages
 from benchmarks.questions import Study, _gains, _lengths
 from gen_optax.plot import BLUE, GREEN, GREY, ORANGE
@@ -117,13 +117,33 @@ def _opening(results: store.Store, groups: dict[str, Rows]) -> list[str]:
         for cell in lengths[title][workload][method]
     ]
     picture = f"![The gain on each workload beside the tuned baseline]({path.name})"
-    return [pages.opening(picture, _read_off(groups)), _BARS, rule.describe(results, drawn)]
+    return [
+        pages.opening(picture, _read_off(groups)),
+        f"{_BARS} {_tuning(results, groups)}",
+        rule.describe(results, drawn),
+    ]
 
 
 _BARS = (
     "Bars are standard errors of the gain, from the spread over the seeds of both. The baseline is tuned again for "
     "each length."
 )
+
+
+def _tuning(results: store.Store, groups: dict[str, Rows]) -> str:
+    """On how many seeds the baselines were tuned, and which of them on fewer or with fewer schedules."""
+    partly = []
+    for workload, rows in groups.items():
+        key = next(iter(rows.values()))[0]["key"]
+        choice = tune.choice(results, workload, tune.setting_name(key))
+        entries = {} if choice is None else choice["schedules"]
+        seeds = min((entry.get("seeds", 1) for entry in entries.values()), default=0)
+        if seeds < len(runner.TUNING_SEEDS) or entries.keys() < _SCHEDULES.keys():
+            partly.append(f"`{workload}`")
+    chosen = f"At a workload's own length the mean of {len(runner.TUNING_SEEDS)} validation seeds decides"
+    if not partly:
+        return f"{chosen}."
+    return f"{chosen}; a single one does, and one schedule fewer was tried, on {pages.listed(partly)}."
 
 
 def _panel(groups: dict[str, Rows]) -> dict[str, dict[str, _gains.Gain]]:
