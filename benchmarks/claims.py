@@ -292,7 +292,7 @@ def _stress(results: store.Store) -> Numbers | None:
 
 def _overhead(results: store.Store) -> Numbers | None:
     rows = {row["key"].get("workload"): row for row in results.note("overhead") or []}
-    names = ("gpt_sotu", "efficientnet_finetune", "minilm_full")
+    names = overhead.WORKLOADS
     if not set(names) <= set(rows):
         return None
     seen = [rows[name]["probes"]["retrospective"] for name in names]
@@ -302,8 +302,8 @@ def _overhead(results: store.Store) -> Numbers | None:
     ]
     return {
         "sizes": pages.listed(f"{rows[name]['num_parameters'] / 1e6:.2g}" for name in names),
-        "times": pages.listed(f"{100 * (probe['ratio'] - 1):.0f}" for probe in seen),
-        "search": pages.listed(f"{100 * (overhead.with_search(rows[name]) - 1):.0f}" for name in names),
+        "times": pages.listed(f"{probe['ratio']:.2f}" for probe in seen),
+        "search": pages.listed(f"{overhead.with_search(rows[name]):.2f}" for name in names),
         "least": f"{min(copies):.1f}",
         "most": f"{max(copies):.1f}",
     }
@@ -432,9 +432,9 @@ CLAIMS: tuple[Sentence | Block, ...] = (
     ),
     Sentence(
         "benchmarks/README.md",
-        "On workloads of {sizes} million parameters a step takes {times} % longer than that of the base optimizer, and "
-        "{search} % with the search for a rate in their short runs. It takes the memory of {least} to {most} copies of "
-        "the parameters.",
+        "On workloads of {sizes} million parameters a step takes {times} times as long as that of the base optimizer, "
+        "and {search} times with the search for a rate in their short runs. It takes the memory of {least} to {most} "
+        "copies of the parameters more, with the average of an open end.",
         _overhead,
         "python -m benchmarks question overhead",
     ),

@@ -41,7 +41,7 @@ PROBES: dict[str, tuple[str, float]] = {
     "exact": ("gen_paper:probe=exact", 3),
 }
 _DEFAULT = "retrospective"
-WORKLOADS = ("gpt_moby", "gpt_sotu", "efficientnet_finetune", "minilm_full")
+WORKLOADS = ("gpt_moby", "gpt_sotu", "efficientnet_finetune")
 _BATCH, _EVERY, _TURNS, _COMPILATIONS = 64, 16, 5, 3
 # What a rate is found with: forward passes at rates that double, and probes beyond those of the usual rhythm.
 _FIRST_RATES, _SEARCH_PROBES = gen_optax.balance().num_start_rates, gen_optax.balance().search_probes
@@ -145,22 +145,21 @@ def by_size(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict
 def _in_words(perceptrons: list[dict[str, Any]], workloads: list[dict[str, Any]]) -> list[str]:
     """What the default adds to a step: time on workloads and on perceptrons, memory on both."""
 
-    def more(rows: list[dict[str, Any]], field: str) -> str:
-        added = [100 * (row["probes"][_DEFAULT][field] - 1) for row in rows]
-        return f"{min(added):.0f} to {max(added):.0f} %" if len(rows) > 1 else f"{added[0]:.0f} %"
+    def times(rows: list[dict[str, Any]], field: str) -> str:
+        ratios = [row["probes"][_DEFAULT][field] for row in rows]
+        return f"{min(ratios):.2f} to {max(ratios):.2f} times" if len(rows) > 1 else f"{ratios[0]:.2f} times"
 
     sentences = []
     if workloads:
         sentences.append(
-            f"With one probe in {_EVERY} steps, the default makes a step of the suite's workloads longer by "
-            f"{more(workloads, 'ratio')}."
+            f"With one probe in {_EVERY} steps, a step of the suite's workloads takes {times(workloads, 'ratio')} as "
+            "long as that of the base optimizer."
         )
     if perceptrons:
         sentences.append(
-            "On perceptrons, which do little work with each parameter, it makes a step longer by "
-            f"{more(perceptrons, 'ratio')}."
+            f"On perceptrons, which do little work with each parameter, it takes {times(perceptrons, 'ratio')} as long."
         )
-    sentences.append(f"The memory of a step grows by {more([*perceptrons, *workloads], 'memory_ratio')}.")
+    sentences.append(f"A step needs {times([*perceptrons, *workloads], 'memory_ratio')} the memory.")
     return sentences
 
 

@@ -447,9 +447,10 @@ def test_cost_against_size_is_of_one_phi(tmp_path, monkeypatch):
     text = overhead.report(results)
     assert text.startswith("![cost against size](overhead_size.png)")
     assert sentences_of(text) == [
-        "With one probe in 16 steps, the default makes a step of the suite's workloads longer by 10 %.",
-        "On perceptrons, which do little work with each parameter, it makes a step longer by 20 to 30 %.",
-        "The memory of a step grows by 11 to 13 %.",
+        "With one probe in 16 steps, a step of the suite's workloads takes 1.10 times as long as that of the base "
+        "optimizer.",
+        "On perceptrons, which do little work with each parameter, it takes 1.20 to 1.30 times as long.",
+        "A step needs 1.11 to 1.13 times the memory.",
     ]
     times, memory = figures["overhead_size.png"].axes
     default, *_ = times.containers
