@@ -61,7 +61,7 @@ def run(study: Study) -> None:
             (10**4, (1, 16), 25),
             (10**5, (1, 16), 25),
             (10**7, (1, 16), 7),
-            (10**8, (16,), 3),
+            (10**8, (1, 16), 3),
         ]
     cases = [(size, every, turns) for size, periods, turns in plan for every in periods]
     with runner.progress_bar() as progress:
@@ -420,10 +420,10 @@ def _draw_sizes(results, rows):
             for row in workloads:
                 at = row["num_parameters"], min(row["probes"][probe][field] for probe in DRAWN)
                 below = {"xytext": (0, -8), "textcoords": "offset points", "va": "top"}
-                axis.annotate(row["key"]["workload"], at, rotation=-35, fontsize=8, **below)
+                axis.annotate(row["key"]["workload"], at, rotation=-20, fontsize=8, **below)
             axis.axhline(1.0, color=GREY, lw=0.8)
             axis.set_xscale("log")
-            axis.margins(y=0.3)  # room for the names
+            axis.margins(x=0.2, y=0.5)  # room for the names
         axes[0, 0].set(ylabel="time of a step / of the base step")
         axes[1, 0].set(ylabel="memory of a step / of the base step", xlabel="parameters")
         axes[0, 0].legend(frameon=False)
