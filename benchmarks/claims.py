@@ -15,7 +15,7 @@ import numpy as np
 import gen_optax
 from benchmarks import methods, store
 from benchmarks import report as pages
-from benchmarks.questions import _lengths, defaults, overhead, precision, quality, robustness
+from benchmarks.questions import _lengths, authors, defaults, overhead, precision, quality, robustness
 
 Numbers = Mapping[str, str]
 
@@ -321,6 +321,11 @@ def _robustness(results: store.Store) -> Numbers | None:
     }
 
 
+def _authors(results: store.Store) -> Numbers | None:
+    difference = authors.by_the_same_rule(results.note("authors") or [])
+    return None if difference is None else {"difference": difference}
+
+
 def _precision_at_points(results: store.Store) -> Numbers | None:
     rows = results.note("precision")
     if rows is None:
@@ -445,6 +450,13 @@ CLAIMS: tuple[Sentence | Block, ...] = (
         "constant rate in {near}.",
         _robustness,
         "python -m benchmarks question robustness",
+    ),
+    Sentence(
+        "docs/how-it-works.md",
+        "With `clamp=2.0` its learning rates are those of the authors' PyTorch package, gen-optim, to a relative "
+        "difference of {difference}, where both do the same on the same batches.",
+        _authors,
+        "python -m benchmarks question authors",
     ),
     Block("docs/guides/precision.md", "points", _precision(0), "python -m benchmarks question precision"),
     Block("docs/guides/precision.md", "runs", _precision(1), "python -m benchmarks question precision"),

@@ -51,8 +51,8 @@ def tune(
 
     def costs_of(schedule: str, exponents: Iterable[int], seed: int = first) -> dict[int, Cost]:
         keys = {k: runner.cell_key(workload, method(schedule, k), seed, **settings) for k in exponents}
-        missing = [key for key in keys.values() if results.find(key) is None]
-        runner.run_all(missing, workload, results)
+        if missing := [key for key in keys.values() if results.find(key) is None]:
+            runner.run_all(missing, workload, results)
         return {k: cost(results.find(key) or _FAILED) for k, key in keys.items()}
 
     key = runner.cell_key(workload, "momo", first, **settings)

@@ -128,10 +128,10 @@ def _in_words(rows):
     apart = {row["key"]["case"]: _apart(row).max() for row in rows}
     same, worst = next(iter(CASES)), max(apart, key=apart.__getitem__)
     sentences = []
-    if same in apart:
+    if (difference := by_the_same_rule(rows)) is not None:
         sentences.append(
             "Where both packages follow the same rule on the same numbers, their learning rates differ by at most "
-            f"{np.expm1(apart[same]):.1g} of themselves."
+            f"{difference} of themselves."
         )
     sentences.append(
         f"They stay within 1 % of each other in {sum(gap < _FAR for gap in apart.values())} of {len(apart)} cases."
@@ -139,6 +139,13 @@ def _in_words(rows):
     if worst != same:
         sentences.append(f'They differ most in the case "{worst}", by a factor of {np.exp(apart[worst]):.3g}.')
     return sentences
+
+
+def by_the_same_rule(rows: list[dict[str, Any]]) -> str | None:
+    """The largest relative difference of the rates in the first case, to two digits; None where it was not run."""
+    apart = {row["key"]["case"]: _apart(row).max() for row in rows}
+    same = next(iter(CASES))
+    return f"{np.expm1(apart[same]):.2g}" if same in apart else None
 
 
 def _apart(row):

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import claims, store
-from benchmarks.questions import precision
+from benchmarks.questions import authors, precision
 
 
 @pytest.fixture
@@ -155,6 +155,14 @@ def test_what_a_step_costs(results):
         found["search"] == "1.07, 1.04 and 1.15"
     )  # 23 + 2 * 50 * 15 / 16 forward passes, half a step each, in 1000 steps
     assert (found["least"], found["most"]) == ("0.9", "1.0")
+
+
+def test_how_far_the_authors_package_is(results):
+    assert claims._authors(results) is None
+    case = next(iter(authors.CASES))
+    row = {"key": {"case": case}, "ours": [1.0, 2.0, 3.0], "theirs": [1.0, 2.0, 3.00037]}
+    results.set_note("authors", lambda _: [row])
+    assert claims._authors(results) == {"difference": "0.00012"}
 
 
 def test_what_probes_see_in_low_precision(results):
