@@ -37,7 +37,7 @@ _IN_SHORT = {
     "Prodigy with cosine": "prodigy:schedule=cosine",
     "schedule-free AdamW": "schedule_free_adamw",
 }
-# Those of the README's, and its workloads: two that GeN is ahead on, two that it is level on, two that it loses.
+# Those of the README, and its workloads: of several kinds, from where GeN is ahead to where it loses.
 _IN_BRIEF = {
     "AdamW at 1e-3, untuned": "untuned AdamW, 1e-3",
     "tuned schedule": TUNED,

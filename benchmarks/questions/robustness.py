@@ -102,7 +102,7 @@ def report(results: store.Store) -> str | None:
         f"below {_KEPT_UP} times the mean of the best constant rate's. The constant rate's own seeds are counted alike."
     )
     parts = [
-        pages.opening(f"![robustness]({_draw(results, groups)})", _in_words(results)),
+        pages.opening(f"![robustness]({_draw(results, groups)})", [*_in_words(results), *_far_behind(ratios)]),
         explained,
         pages.table_of(
             results,
@@ -134,6 +134,17 @@ def _in_words(results):
             f"With an open end all seeds train in {open_end}, and with the best constant rate in {constant}."
         )
     return sentences
+
+
+def _far_behind(ratios):
+    """The bases that do not keep up with a horizon, by the median over batch sizes and precisions."""
+    medians = {base: np.median(seen["gen_horizon"]) for base, seen in ratios.items() if "gen_horizon" in seen}
+    behind = [f"`{base}` ({pages.number(median, 2)})" for base, median in medians.items() if median > _KEPT_UP]
+    return (
+        [f"In the median over batch sizes and precisions it is above that with {pages.listed(behind)}."]
+        if behind
+        else []
+    )
 
 
 def _is_asked(cell):

@@ -352,6 +352,10 @@ def test_robustness_counts_the_seeds_that_train_and_those_that_keep_up(tmp_path)
         "Their mean test loss is within 1.2 times that of the best constant rate in 1 of 1.",
         "With an open end all seeds train in 0 of 1, and with the best constant rate in 0 of 1.",
     ]
+    for seed in (1, 2, 3):
+        put(constant, seed, 2.0, 0.5, 0.5)
+    behind = "In the median over batch sizes and precisions it is above that with `lion` (2.2)."
+    assert behind in sentences_of(robustness.report(results))
 
 
 def test_precision(study, monkeypatch):
