@@ -14,6 +14,8 @@ WORKLOADS = ("vit_fashion", "logreg_minibatch")
 
 _RATES = tuple(f"1e{exponent:+03d}" for exponent in range(-8, 3))
 
+_WIDE = 3  # a panel that spans more than this factor has a logarithmic axis
+
 _SIGMAS = ("1", "1.2", "1.4", "1.6", "1.8", "2", "2.5")
 _INDEPENDENT = (
     "finite_difference,batch=independent",
@@ -129,8 +131,13 @@ def _draw(results, factors, workloads):
                     failed = np.flatnonzero(np.isinf(relative))
                     axis.plot(failed, np.ones(len(failed)), "x", color=style["color"], ms=9, mew=2)
                     axis.plot([], [], label=workload, **style)
-            axis.set_xticks(range(len(values)), values, rotation=60, ha="right", fontsize=7)
-            axis.set(title=factor, ylabel="test loss / least", yscale="log")
+            names = [value.replace(",", ",\n") for value in values]
+            axis.set_xticks(range(len(values)), names, rotation=60, ha="right", fontsize=7)
+            axis.set(title=factor, ylabel="test loss / least")
+            if max(axis.get_ylim()) > _WIDE:
+                axis.set_yscale("log")
+            else:
+                axis.ticklabel_format(axis="y", useOffset=False)
             axis.legend(frameon=False, fontsize=8)
         axes.flat[0].figure.suptitle("crosses: a seed diverged or failed", fontsize=9)
     return path.name
