@@ -321,6 +321,11 @@ def _robustness(results: store.Store) -> Numbers | None:
     }
 
 
+def _far_off(results: store.Store) -> Numbers | None:
+    bases = robustness.behind(results)
+    return None if bases is None else {"bases": bases}
+
+
 def _authors(results: store.Store) -> Numbers | None:
     difference = authors.by_the_same_rule(results.note("authors") or [])
     return None if difference is None else {"difference": difference}
@@ -449,6 +454,12 @@ CLAIMS: tuple[Sentence | Block, ...] = (
         "constant rate of each, in {constant}. With a horizon the mean test loss is within 1.2 times that of the "
         "constant rate in {near}.",
         _robustness,
+        "python -m benchmarks question robustness",
+    ),
+    Sentence(
+        "docs/when-it-does-not-work.md",
+        "On digits the test loss, over that of the best constant rate, is too high with {bases}.",
+        _far_off,
         "python -m benchmarks question robustness",
     ),
     Sentence(

@@ -63,12 +63,10 @@ def report(results: store.Store) -> str | None:
     groups = _groups(results)
     if not groups:
         return None
-    lines, ratios = [], {}
+    lines, ratios = [], _ratios(results, groups)
     for combination, by_family in groups.items():
         constant = _mean_loss(_constants(results, next(iter(by_family.values()))))
         for family, group in by_family.items():
-            if constant is not None and (own := _mean_loss(group)) is not None:
-                ratios.setdefault(combination[1], {}).setdefault(family, []).append(own / constant)
             alive = pages.survivors(group)
             metric = group[0]["workload"]["metric"]
             trained = sum(map(_has_trained, alive))
@@ -90,10 +88,7 @@ def report(results: store.Store) -> str | None:
                 ]
             )
     summary = [[family, *entries] for family, entries in counts(results).items()]
-    by_base = [
-        [base, *(float(np.median(seen[family])) if family in seen else None for family in METHODS)]
-        for base, seen in ratios.items()
-    ]
+    by_base = [[base, *(seen.get(family) for family in METHODS)] for base, seen in ratios.items()]
     header = ["workload", "base", "batch size", "precision", "method", "trains", "test metric", "test loss"]
     header += ["... of the best constant rate", "keeps up", "instability", "share abstained", "seeds"]
     cells = [cell for by_family in groups.values() for group in by_family.values() for cell in group]
@@ -102,7 +97,7 @@ def report(results: store.Store) -> str | None:
         f"below {_KEPT_UP} times the mean of the best constant rate's. The constant rate's own seeds are counted alike."
     )
     parts = [
-        pages.opening(f"![robustness]({_draw(results, groups)})", [*_in_words(results), *_far_behind(ratios)]),
+        pages.opening(f"![robustness]({_draw(results, groups)})", _in_words(results)),
         explained,
         pages.table_of(
             results,
@@ -133,18 +128,29 @@ def _in_words(results):
         sentences.append(
             f"With an open end all seeds train in {open_end}, and with the best constant rate in {constant}."
         )
+    if bases := behind(results):
+        sentences.append(f"In the median over batch sizes and precisions the ratio is above that with {bases}.")
     return sentences
 
 
-def _far_behind(ratios):
-    """The bases that do not keep up with a horizon, by the median over batch sizes and precisions."""
-    medians = {base: np.median(seen["gen_horizon"]) for base, seen in ratios.items() if "gen_horizon" in seen}
-    behind = [f"`{base}` ({pages.number(median, 2)})" for base, median in medians.items() if median > _KEPT_UP]
-    return (
-        [f"In the median over batch sizes and precisions it is above that with {pages.listed(behind)}."]
-        if behind
-        else []
-    )
+def behind(results: store.Store) -> str | None:
+    """The bases that do not keep up with a horizon, and the ratios of their losses; None where there are none."""
+    ratios = {
+        base: seen["gen_horizon"] for base, seen in _ratios(results, _groups(results)).items() if "gen_horizon" in seen
+    }
+    found = [f"`{base}` ({pages.number(ratio, 2)})" for base, ratio in ratios.items() if ratio > _KEPT_UP]
+    return pages.listed(found) if found else None
+
+
+def _ratios(results, groups):
+    """`{base: {method: ratio}}`, test loss over the constant rate's, the median over batch sizes and precisions."""
+    ratios = {}
+    for (_, base, *_), by_family in groups.items():
+        constant = _mean_loss(_constants(results, next(iter(by_family.values()))))
+        for family, group in by_family.items():
+            if constant is not None and (own := _mean_loss(group)) is not None:
+                ratios.setdefault(base, {}).setdefault(family, []).append(own / constant)
+    return {base: {family: float(np.median(x)) for family, x in seen.items()} for base, seen in ratios.items()}
 
 
 def _is_asked(cell):

@@ -354,7 +354,7 @@ def test_robustness_counts_the_seeds_that_train_and_those_that_keep_up(tmp_path)
     ]
     for seed in (1, 2, 3):
         put(constant, seed, 2.0, 0.5, 0.5)
-    behind = "In the median over batch sizes and precisions it is above that with `lion` (2.2)."
+    behind = "In the median over batch sizes and precisions the ratio is above that with `lion` (2.2)."
     assert behind in sentences_of(robustness.report(results))
 
 
