@@ -1,7 +1,7 @@
 """Tunes the baseline as a critic would: a grid of learning rates for each schedule, on the validation split.
 
-Rates lie half a decade apart. The first schedule has six of them, and each other one those about the best of the
-schedule before; where the best is the lowest or the highest that was tried, the grid grows on that side. In the own
+Rates lie half a decade apart, at least six of them; a schedule that is held before it falls has three, about the best
+of the linear one. Where the best is the lowest or the highest that was tried, the grid grows on that side. In the own
 setting of a workload the best two rates of each schedule are trained on two seeds more, and the mean over the three
 decides. Other lengths, batch sizes, precisions and bases are tuned on one seed. No reported number comes from any of
 these seeds.
@@ -18,6 +18,7 @@ from benchmarks.workload import Workload
 # Half-decades: a rate is 10 ** (k / 2).
 GRIDS = {"sgd": range(-6, 0), "adamw": range(-8, -2)}  # a base that is not here begins with AdamW's
 _LIMITS = (-14, 6)  # a grid that grows beyond has found no optimum
+_KIN = {"hold_0.5": "linear"}  # whose best rate the grid lies about
 _FINALISTS = 2  # rates of a schedule that are compared on all seeds
 Cost = tuple[float, float]
 _FAILED = {"diverged": True}  # in place of a run that raised an error, which no store finds
@@ -59,14 +60,16 @@ def tune(
     setting = setting_name(key, base)
     is_own = base is None and key == runner.cell_key(workload, "momo", first)
     seeds = runner.TUNING_SEEDS if is_own else (first,)
-    grid = GRIDS.get(base or workload.base, GRIDS["adamw"])
+    chosen: dict[str, int] = {}
     for schedule in schedules:
+        grid = GRIDS.get(base or workload.base, GRIDS["adamw"])
+        if (near := chosen.get(_KIN.get(schedule, ""))) is not None:
+            grid = range(near - 1, near + 2)
         costs = search(functools.partial(costs_of, schedule), grid)
         finalists = sorted(costs, key=costs.__getitem__)[:_FINALISTS]
         of_seeds = [costs_of(schedule, finalists, seed) for seed in seeds]
         means = {exponent: _mean([of_seed[exponent] for of_seed in of_seeds]) for exponent in finalists}
-        best = min(means, key=means.__getitem__)
-        grid = range(best - 1, best + 2)
+        best = chosen[schedule] = min(means, key=means.__getitem__)
         entry = {"method": method(schedule, best), "cost": means[best], "seeds": len(seeds)}
         results.set_note("tuned", functools.partial(_with_entry, entry, workload.name, setting, schedule))
     return choice(results, workload.name, setting, schedules)
