@@ -443,8 +443,8 @@ CLAIMS: tuple[Sentence | Block, ...] = (
     Sentence(
         "benchmarks/README.md",
         "On workloads of {sizes} million parameters a step takes {times} times as long as that of the base optimizer, "
-        "and {search} times with the search for a rate in their short runs. It takes the memory of {least} to {most} "
-        "copies of the parameters more, with the average of an open end.",
+        "and {search} times with the search for a rate in their short runs. It needs the memory of {least} to {most} "
+        "more copies of the parameters, one of which is the average of an open end.",
         _overhead,
         "python -m benchmarks question overhead",
     ),
@@ -458,7 +458,7 @@ CLAIMS: tuple[Sentence | Block, ...] = (
     ),
     Sentence(
         "docs/when-it-does-not-work.md",
-        "On digits the test loss, over that of the best constant rate, is too high with {bases}.",
+        "On digits these bases end at a multiple of the test loss of their best constant rate: {bases}.",
         _far_off,
         "python -m benchmarks question robustness",
     ),

@@ -143,9 +143,8 @@ def _in_words(rows):
 
 def by_the_same_rule(rows: list[dict[str, Any]]) -> str | None:
     """The largest relative difference of the rates in the first case, to two digits; None where it was not run."""
-    apart = {row["key"]["case"]: _apart(row).max() for row in rows}
     same = next(iter(CASES))
-    return f"{np.expm1(apart[same]):.2g}" if same in apart else None
+    return next((f"{np.expm1(_apart(row).max()):.2g}" for row in rows if row["key"]["case"] == same), None)
 
 
 def _apart(row):

@@ -1,16 +1,15 @@
 """Overhead: what does a step cost, in time, memory and compilation, beside the same base optimizer?
 
 A multilayer perceptron of the wanted size, batch 64, AdamW: little work for so many parameters, hence the worst case
-for everything that is done with each of them. Then a character model, the largest workloads of the suite as they are, a
-small network in flax nnx and, where there is an accelerator, a transformer of the size of GPT-2 in bfloat16. The base
-optimizer and every probe take turns in one process, a period of Phi steps each, and the ratio of their times is the
-median over the turns. F (a forward pass), B (forward and backward less F) and the base step S are timed in the same
-turns. The paper's model of the cost is `1 + k F / (Phi (F + B))` with k forward passes per probe; with S in place of
-F + B it also counts the optimizer's own work. The retrospective probe is that of the default, which finds its rate: the
-program has the search in it, and is timed past it. The other probes judge a step on its own batch, and serve Algorithm
-1. Memory is XLA's own account of the compiled step: arguments, results and temporaries, less what is shared.
-Compilation is from the Python function to the program, in processor seconds, nothing being cached; there, too, all take
-turns.
+for everything that is done with each of them. Then three workloads of the suite as they are, a small network in flax
+nnx and, where there is an accelerator, a transformer of the size of GPT-2 in bfloat16. The base optimizer and every
+probe take turns in one process, a period of Phi steps each, and the ratio of their times is the median over the turns.
+F (a forward pass), B (forward and backward less F) and the base step S are timed in the same turns. The paper's model
+of the cost is `1 + k F / (Phi (F + B))` with k forward passes per probe; with S in place of F + B it also counts the
+optimizer's own work. The retrospective probe is that of the default, which finds its rate: the program has the search
+in it, and is timed past it. The other probes judge a step on its own batch, and serve Algorithm 1. Memory is XLA's own
+account of the compiled step: arguments, results and temporaries, less what is shared. Compilation is from the Python
+function to the program, in processor seconds, nothing being cached; there, too, all take turns.
 """
 
 import time
@@ -52,7 +51,7 @@ _NOTE = "overhead"
 
 
 def run(study: Study) -> None:
-    """Every Phi at a million parameters, few at the other sizes, and the workloads at Phi = 16."""
+    """Every Phi at a million parameters, Phi = 1 and 16 at the other sizes, and the workloads at Phi = 16."""
     if study.tiny:
         plan = [(10**4, (2,), 2)]
     else:

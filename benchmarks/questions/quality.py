@@ -131,19 +131,18 @@ _BARS = (
 
 
 def _tuning(results: store.Store, groups: dict[str, Rows]) -> str:
-    """On how many seeds the baselines were tuned, and which of them on fewer or with fewer schedules."""
+    """On how many seeds the baselines were tuned, and which of them on one, or with fewer schedules."""
     partly = []
     for workload, rows in groups.items():
         key = next(iter(rows.values()))[0]["key"]
         choice = tune.choice(results, workload, tune.setting_name(key))
-        entries = {} if choice is None else choice["schedules"]
-        seeds = min((entry.get("seeds", 1) for entry in entries.values()), default=0)
-        if seeds < len(runner.TUNING_SEEDS) or entries.keys() < _SCHEDULES.keys():
+        if choice is None:
+            continue
+        seeds = min(entry.get("seeds", 1) for entry in choice["schedules"].values())
+        if seeds < len(runner.TUNING_SEEDS) or choice["schedules"].keys() < _SCHEDULES.keys():
             partly.append(f"`{workload}`")
-    chosen = f"At a workload's own length the mean of {len(runner.TUNING_SEEDS)} validation seeds decides"
-    if not partly:
-        return f"{chosen}."
-    return f"{chosen}; a single one does, and one schedule fewer was tried, on {pages.listed(partly)}."
+    chosen = f"At a workload's own length the mean of {len(runner.TUNING_SEEDS)} validation seeds decides."
+    return f"{chosen} On {pages.listed(partly)} one seed decided, among fewer schedules." if partly else chosen
 
 
 def _panel(groups: dict[str, Rows]) -> dict[str, dict[str, _gains.Gain]]:

@@ -151,9 +151,8 @@ def test_what_a_step_costs(results):
     found = claims._overhead(results)
     assert found["sizes"] == "0.11, 0.87 and 3.4"
     assert found["times"] == "1.01, 0.98 and 1.09"
-    assert (
-        found["search"] == "1.07, 1.04 and 1.15"
-    )  # 23 + 2 * 50 * 15 / 16 forward passes, half a step each, in 1000 steps
+    # 23 + 2 * 50 * 15 / 16 forward passes, half a step each, in 1000 steps.
+    assert found["search"] == "1.07, 1.04 and 1.15"
     assert (found["least"], found["most"]) == ("0.9", "1.0")
 
 
