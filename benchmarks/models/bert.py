@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from benchmarks.models.lora import adapter
 from benchmarks.models.transformer import attention
 
 PAD = 0
@@ -60,11 +61,7 @@ class Layer(nn.Module):
 
         def adapted(name):
             y = nn.Dense(width, name=name)(x)
-            if self.lora_rank:
-                down = nn.Dense(self.lora_rank, use_bias=False, name=f"lora_{name}_down")
-                up = nn.Dense(width, use_bias=False, kernel_init=nn.initializers.zeros, name=f"lora_{name}_up")
-                y = y + 2 * up(down(x))
-            return y
+            return y + 2 * adapter(x, width, self.lora_rank, name) if self.lora_rank else y
 
         y = attention(adapted("query"), nn.Dense(width, name="key")(x), adapted("value"), self.num_heads, mask)
         x = nn.LayerNorm(epsilon=self.epsilon, name="attended_norm")(x + dropout(nn.Dense(width, name="attended")(y)))

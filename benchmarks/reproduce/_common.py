@@ -1,4 +1,4 @@
-"""What the settings of the paper share: their description, files that may be missing, parts of a batch, weights."""
+"""What the settings of the paper share: description, files that may be missing, parts of a batch, tokens, weights."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -121,6 +121,20 @@ def held_out(arrays: Arrays, count: int) -> tuple[Arrays, Arrays]:
 def steps_of(epochs: int, examples: int, batch_size: int) -> int:
     """How many steps the epochs are, batches not cut short."""
     return max(1, epochs * examples // batch_size)
+
+
+def tokenize(texts: list[Any], path: Path, max_length: int, pad: int) -> np.ndarray:
+    """Token ids int32 `[n, length]` by a `tokenizer.json`, padded to the longest, in steps of 8, or cut."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.enable_truncation(max_length)
+    tokenizer.no_padding()
+    ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+    tokens = np.full((len(ids), min(max_length, -(-max(map(len, ids)) // 8) * 8)), pad, np.int32)
+    for row, known in zip(tokens, ids, strict=True):
+        row[: len(known)] = known
+    return tokens
 
 
 def read_weights(folder: Path) -> dict[str, np.ndarray]:

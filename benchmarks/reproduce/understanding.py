@@ -19,6 +19,7 @@ import numpy as np
 from flax.traverse_util import path_aware_map
 
 from benchmarks.models.bert import Layer, with_weights
+from benchmarks.models.lora import is_adapter
 from benchmarks.reproduce._common import (
     Files,
     Reproduction,
@@ -27,6 +28,7 @@ from benchmarks.reproduce._common import (
     microbatched,
     read_weights,
     steps_of,
+    tokenize,
 )
 from benchmarks.workload import Workload
 from benchmarks.workloads._common import Arrays, batches_of, cross_entropy, flax_functions, map_over
@@ -198,7 +200,7 @@ def _trainable(way: str, params: Any) -> Any:
     """The head, and the adapters or the biases."""
 
     def chosen(path):
-        return any(part.startswith("lora") for part in path) if way == "lora" else path[-1] == "bias"
+        return is_adapter(path) if way == "lora" else path[-1] == "bias"
 
     return path_aware_map(lambda path, _: path[0].startswith("head") or chosen(path), params)
 
@@ -288,20 +290,6 @@ def read_glue(path: Path, task: Task) -> Iterator[tuple[tuple[str, ...], int]]:
             if is_short or row[label] not in task.labels:
                 raise ValueError(f"{path}, line {number}: no row of {task.folder} with its label.")
             yield tuple(row[text] for text in texts), task.labels.index(row[label])
-
-
-def tokenize(texts: list[Any], path: Path, max_length: int, pad: int) -> np.ndarray:
-    """Token ids int32 `[n, length]` by a `tokenizer.json`, padded to the longest, in steps of 8, or cut."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.enable_truncation(max_length)
-    tokenizer.no_padding()
-    ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
-    tokens = np.full((len(ids), min(max_length, -(-max(map(len, ids)) // 8) * 8)), pad, np.int32)
-    for row, known in zip(tokens, ids, strict=True):
-        row[: len(known)] = known
-    return tokens
 
 
 def accuracy(found: np.ndarray, true: np.ndarray) -> float:

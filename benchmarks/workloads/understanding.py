@@ -8,6 +8,7 @@ from flax.traverse_util import path_aware_map
 
 from benchmarks.data import minilm, movie_reviews
 from benchmarks.models.bert import Bert, with_weights
+from benchmarks.models.lora import is_adapter
 from benchmarks.workload import Workload
 from benchmarks.workloads._common import Splits, classifier, flax_functions, split_off
 
@@ -16,11 +17,7 @@ _LENGTH = 40  # tokens; seven of eight snippets are no longer, the rest is cut o
 
 def minilm_lora(tiny: bool = False) -> Workload:
     """Trains adapters of rank 8 and the head."""
-
-    def chosen(path):
-        return any(part.startswith("lora") for part in path)
-
-    return _fine_tuning("minilm_lora", tiny, chosen, lora_rank=8)
+    return _fine_tuning("minilm_lora", tiny, is_adapter, lora_rank=8)
 
 
 def minilm_bitfit(tiny: bool = False) -> Workload:
