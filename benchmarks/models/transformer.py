@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from benchmarks.models.lora import Lora, adapter
+
 
 class ViT(nn.Module):
     """Vision transformer: square patches, learned positions, mean over patches; logits ``[batch, num_classes]``."""
@@ -58,14 +60,24 @@ class Block(nn.Module):
 
     num_heads: int
     dropout: float = 0.0
+    epsilon: float = 1e-6  # of the norms
+    lora: Lora | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None, train: bool) -> jax.Array:
         width = x.shape[-1]
         dropout = nn.Dropout(self.dropout, deterministic=not train)
-        query, key, value = jnp.split(nn.Dense(3 * width, name="query_key_value")(nn.LayerNorm()(x)), 3, axis=-1)
+        normed = nn.LayerNorm(epsilon=self.epsilon)(x)
+        query, key, value = jnp.split(nn.Dense(3 * width, name="query_key_value")(normed), 3, axis=-1)
+        if self.lora is not None:
+            rank, scale, rate = self.lora
+            seen = nn.Dropout(rate, deterministic=not train)(normed)
+            # As Hu et al. do: uniform within one over the root of the width.
+            initial = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+            query = query + scale * adapter(seen, width, rank, "query", initial)
+            value = value + scale * adapter(seen, width, rank, "value", initial)
         x = x + dropout(nn.Dense(width, name="attended")(attention(query, key, value, self.num_heads, mask)))
-        hidden = nn.gelu(nn.Dense(4 * width)(nn.LayerNorm()(x)))
+        hidden = nn.gelu(nn.Dense(4 * width)(nn.LayerNorm(epsilon=self.epsilon)(x)))
         return x + dropout(nn.Dense(width)(hidden))
 
 
