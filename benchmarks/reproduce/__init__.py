@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks import methods, runner, store, tune
-from benchmarks.reproduce import detection, images, recommendation, understanding
+from benchmarks.reproduce import detection, generation, images, recommendation, understanding
 from benchmarks.reproduce._common import TUNED, Reproduction
 
 RESULTS = Path("build") / "reproduce"
 """Where cells are kept, those of different data or weights in folders of their own."""
-_FAMILIES = (images, understanding, recommendation, detection)
+_FAMILIES = (images, understanding, generation, recommendation, detection)
 
 
 def known() -> dict[str, Reproduction]:

@@ -1,6 +1,9 @@
 """The paper's settings on small files in the official formats: what is read, what is trained, what is missing."""
 
+import csv
 import dataclasses
+import functools
+import itertools
 import json
 import pickle
 import re
@@ -14,7 +17,7 @@ from toy import toy
 
 from benchmarks import reproduce, runner, store, tune
 from benchmarks.__main__ import main
-from benchmarks.reproduce import backbones, detection, images, recommendation, understanding
+from benchmarks.reproduce import backbones, detection, generation, images, recommendation, understanding
 from benchmarks.reproduce._common import TUNED, Files, Reproduction, microbatched, with_published
 
 PAPER, DEFAULT = "GeN, Algorithm 1", "GeN, default of gen_optax"
@@ -155,7 +158,9 @@ def test_without_a_name_everything_is_listed(capsys):
         assert all(path in printed for path in setting.data.paths)
 
 
-@pytest.mark.parametrize("name", ["resnet50_cifar100", "roberta_full_mnli", "bert4rec_ml1m", "detector_pennfudan"])
+@pytest.mark.parametrize(
+    "name", ["resnet50_cifar100", "roberta_full_mnli", "gpt2_lora_e2e", "bert4rec_ml1m", "detector_pennfudan"]
+)
 def test_missing_files_are_named(name, tmp_path, rng):
     data, weights = put_files(name, tmp_path, rng)
     given = [] if weights is None else ["--weights", str(weights)]
@@ -390,6 +395,232 @@ def test_metrics_of_glue():
     assert understanding.f1(np.zeros(3), np.zeros(3)) == 0
 
 
+# Generation.
+
+
+def test_e2e_as_it_was_written(tmp_path):
+    rows = [("name[Zizzi], food[Thai]", 'Zizzi is "good",\r\nand Thai.'), ("name[Café], food[Thai]", "A café.")]
+    for number, encoding in enumerate(("utf-8", "utf-8-sig")):
+        path = tmp_path / f"{number}.csv"
+        write_e2e(path, rows, encoding)
+        assert generation.read_e2e(path) == rows
+    with open(path, "a") as file:
+        file.write("name[Zizzi]\n")
+    with pytest.raises(ValueError, match=r"1\.csv, line 5: no meaning representation with its reference"):
+        generation.read_e2e(path)
+    path.write_text("MR,ref\nname[Zizzi],Zizzi.\n")
+    with pytest.raises(ValueError, match=r"1\.csv names no columns mr, ref: is it a file of E2E"):
+        generation.read_e2e(path)
+    path.write_text("")
+    with pytest.raises(ValueError, match="names no columns mr, ref"):
+        generation.read_e2e(path)
+
+
+def test_references_are_grouped_by_what_they_mean(tmp_path, rng, monkeypatch):
+    rows = [("a", "one"), ("b", "two"), ("a", "three"), ("c", "four"), ("b", "five")]
+    assert generation.grouped(rows) == {"a": ["one", "three"], "b": ["two", "five"], "c": ["four"]}
+
+    # What is written is the meaning itself here: so it is right where one of the references is.
+    def repeat(log_probs, prompt, length, end, **settings):
+        assert settings == {"width": 10, "penalty": 0.8, "steps": 64}
+        return jnp.pad(prompt, 4, constant_values=end)
+
+    monkeypatch.setattr(generation, "beam_search", repeat)
+    data, weights = put_files("gpt2_lora_e2e", tmp_path, rng)
+    thai, fish = "Good Thai food in a pub.", "Nice and cheap fish here."
+    write_e2e(data / "devset.csv", [(thai, "never so"), (fish, fish), (thai, thai)])
+    write_e2e(data / "testset_w_refs.csv", [(thai, "never so"), (fish, fish), (thai, "nor so")])
+    workload = generation.load(data, weights)
+    params, model_state = workload.init(jax.random.key(0))
+    assert workload.evaluate(params, model_state, "validation")["bleu"] == pytest.approx(100)
+    assert workload.evaluate(params, model_state, "test")["bleu"] < 90
+
+
+def test_bleu_counts_all_references():
+    assert generation.bleu(["a b c d e", "f g h i j"], [["x", "a b c d e"], ["f g h i J"]]) == pytest.approx(100)
+    # All that is there is right, and four words stand beside five at least: exp(1 - 5/4).
+    assert generation.bleu(["a b c d"], [["a b c d e f", "a b c d e"]]) == pytest.approx(100 * np.exp(-1 / 4))
+
+
+def test_a_text_is_meaning_separator_reference_and_end(tmp_path, rng):
+    put_gpt2(tmp_path, rng)
+    path = tmp_path / "tokenizer.json"
+    end = generation.end_of(path)
+    texts = generation.texts_of([("ab[c]", "de f"), ("abcdefgh", "i")])
+    assert texts == ["ab[c]<|endoftext|> de f<|endoftext|>", "abcdefgh<|endoftext|> i<|endoftext|>"]
+    tokens = generation.tokenize(texts, path, 12, end)
+    assert tokens[0].tolist() == [*encoded(path, "ab[c]"), end, *encoded(path, " de f"), end]
+    assert tokens[1].tolist() == [*encoded(path, "abcdefgh"), end, *encoded(path, " i"), end]
+    prompts = generation.prompts_of(["ab[c]", "abcdefghij"], path, 8, end)
+    assert prompts["length"].tolist() == [6, 8]
+    assert prompts["x"].tolist() == [[*encoded(path, "ab[c]"), end, end, end], [*encoded(path, "abcdefg"), end]]
+    written = np.array([[*encoded(path, " de f"), end, end], [end] * 7])
+    assert generation.decode(written, path) == ["de f", ""]
+    path.write_text(path.read_text().replace("<|endoftext|>", "</s>"))
+    with pytest.raises(ValueError, match=r"tokenizer\.json has no token <\|endoftext\|>: is it GPT-2's"):
+        generation.end_of(path)
+
+
+@pytest.mark.parametrize("prefix", ["", "transformer."])
+def test_weights_of_gpt2(prefix, tmp_path, rng):
+    data, folder = put_files("gpt2_lora_e2e", tmp_path, rng)
+    weights = put_gpt2(folder, rng, prefix=prefix)
+    params, _ = generation.load(data, folder).init(jax.random.key(0))
+    module = generation.gpt2_of(folder)
+    tokens = rng.integers(0, module.vocabulary, (2, 7))
+    expected = logits_of_gpt2(weights, tokens)
+    # The adapters do nothing at first, so their dropout does nothing, and there is no other one.
+    for train in (False, True):
+        logits = module.apply({"params": params}, tokens, train=train, rngs={"dropout": jax.random.key(0)})
+        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        module.apply({"params": params}, tokens, train=False, at=4), expected[:, 4], rtol=1e-4, atol=1e-4
+    )
+    # Adapters that do something are the same as other weights of queries and values.
+    width = module.width
+    for index in range(module.depth):
+        attention = weights[f"h.{index}.attn.c_attn.weight"] = weights[f"h.{index}.attn.c_attn.weight"].copy()
+        for name, part in (("query", 0), ("value", 2)):
+            down, up = (params[f"h.{index}"][f"lora_{name}_{side}"] for side in ("down", "up"))
+            assert down["kernel"].shape == (width, 4)
+            up["kernel"] = rng.normal(size=(4, width)).astype(np.float32) / 8
+            attention[:, part * width : (part + 1) * width] += 32 / 4 * down["kernel"] @ up["kernel"]
+    adapted = module.apply({"params": params}, tokens, train=False)
+    np.testing.assert_allclose(adapted, logits_of_gpt2(weights, tokens), rtol=1e-3, atol=1e-3)
+    dropped = module.apply({"params": params}, tokens, train=True, rngs={"dropout": jax.random.key(0)})
+    assert np.abs(dropped - adapted).max() > 0.01
+
+
+def test_other_weights_than_those_of_gpt2_are_noticed(tmp_path, rng):
+    data, folder = put_files("gpt2_lora_e2e", tmp_path, rng)
+    weights = put_gpt2(folder, rng)
+    init = generation.load(data, folder).init
+    save({**weights, "h.1.mlp.c_fc.weight": np.zeros((64, 16), np.float32)}, folder)
+    with pytest.raises(ValueError, match=r"h\.1\.mlp\.c_fc\.weight \(64, 16\) does not fit \(16, 64\)"):
+        init(jax.random.key(0))
+    save({name: array for name, array in weights.items() if name != "h.1.ln_2.bias"}, folder)
+    with pytest.raises(ValueError, match=r"no array h\.1\.ln_2\.bias, which config\.json implies"):
+        init(jax.random.key(0))
+
+
+def test_gpt2_trains_adapters_only(tmp_path, rng):
+    workload = generation.load(*put_files("gpt2_lora_e2e", tmp_path, rng))
+    params, _ = workload.init(jax.random.key(0))
+    chosen = {
+        "/".join(k.key for k in path) for path, value in jax.tree.leaves_with_path(workload.trainable(params)) if value
+    }
+    assert chosen == {
+        f"h.{index}/lora_{name}_{side}/kernel"
+        for index in range(2)
+        for name in ("query", "value")
+        for side in ("down", "up")
+    }
+
+
+def test_the_loss_is_of_reference_tokens(tmp_path, rng, monkeypatch):
+    monkeypatch.setattr(generation, "_MICROBATCH", 2)
+    data, folder = put_files("gpt2_lora_e2e", tmp_path, rng)
+    rows = [("a[b]", "cd"), ("ab", "a longer text, this"), ("abcdefgh", ""), ("b", "c"), ("abc[d]", "ef g")]
+    for file in ("trainset.csv", "devset.csv"):
+        write_e2e(data / file, rows)
+    weights = put_gpt2(folder, rng)
+    workload = generation.load(data, folder)
+    params, model_state = workload.init(jax.random.key(0))
+    path = folder / "tokenizer.json"
+    end = generation.end_of(path)
+    plain, smooth = [], []
+    for meaning, reference in rows:
+        before, after = [*encoded(path, meaning), end], [*encoded(path, f" {reference}"), end]
+        logits = logits_of_gpt2(weights, np.array([before + after]))[0]
+        log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+        for place, token in enumerate(after, len(before) - 1):
+            plain.append(-log_probs[place, token])
+            smooth.append(-0.9 * log_probs[place, token] - 0.1 * log_probs[place].mean())
+    found = workload.evaluate(params, model_state, "validation")["loss"]
+    assert found == pytest.approx(np.mean(plain), rel=1e-5)
+    # Parts of a batch have different numbers of tokens; the mean is over all of them.
+    loss, _ = workload.loss_fn(params, model_state, next(workload.batches(0, len(rows))), jax.random.key(0))
+    assert float(loss) == pytest.approx(np.mean(smooth), rel=1e-5)
+
+
+@functools.partial(jax.jit, static_argnames=("width", "penalty", "steps"))
+def search(table, prompt=(0,), length=1, *, width, penalty=0.0, steps=4):
+    """By a network that knows the probabilities of the next token from the last one; token 3 ends."""
+
+    def log_probs(tokens, at):
+        return jnp.log(table)[tokens[:, at]]
+
+    prompt, settings = jnp.asarray(prompt), {"width": width, "penalty": penalty, "steps": steps}
+    return generation.beam_search(log_probs, prompt, length, 3, **settings)
+
+
+MISSED = np.array([[0.0, 0.6, 0.4, 0.0], [0.4, 0.2, 0.2, 0.2], [0.05, 0.0, 0.05, 0.9], [0.25] * 4])
+
+
+def test_a_beam_of_one_is_greedy(rng):
+    assert search(MISSED, width=1).tolist() == [1, 0, 1, 0]
+    ends = 0
+    for _ in range(10):
+        table = rng.dirichlet(np.ones(4), size=4)
+        greedy, last = [], 0
+        while len(greedy) < 6 and last != 3:
+            last = int(np.argmax(table[last]))
+            greedy.append(last)
+        assert search(table, width=1, steps=6).tolist() == greedy + [3] * (6 - len(greedy))
+        ends += last == 3
+    assert 0 < ends < 10
+
+
+def test_a_beam_finds_what_greedy_misses():
+    assert search(MISSED, width=2).tolist() == [2, 3, 3, 3]
+    # Where the prompt is and what pads it changes nothing.
+    prompt = np.array([2, 1, 0, 3, 3])
+    assert search(MISSED, prompt, 3, width=2).tolist() == [2, 3, 3, 3]
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.8, 2.0])
+def test_a_wide_beam_finds_the_best_of_all(penalty, rng):
+    lengths = set()
+    for _ in range(40):
+        table = rng.dirichlet(np.ones(4), size=4)
+        best, best_score = None, -np.inf
+        for tokens in itertools.product(range(4), repeat=4):
+            count = tokens.index(3) + 1 if 3 in tokens else 4
+            path = (0, *tokens[:count])
+            score = sum(np.log(table[a, b]) for a, b in itertools.pairwise(path)) / count**penalty
+            if score > best_score:
+                best, best_score = [*tokens[:count], *[3] * (4 - count)], score
+        assert search(table, width=256, penalty=penalty).tolist() == best
+        lengths.add(best.index(3) if 3 in best else 4)
+    assert len(lengths) > 1
+
+
+def test_the_network_is_asked_what_follows(tmp_path, rng, monkeypatch):
+    monkeypatch.setattr(generation, "_WIDTH", 1)
+    monkeypatch.setattr(generation, "_NEW", 6)
+    data, folder = put_files("gpt2_lora_e2e", tmp_path, rng)
+    weights = put_gpt2(folder, rng)
+    workload = generation.load(data, folder)
+    params, model_state = workload.init(jax.random.key(0))
+    written = []
+    monkeypatch.setattr(generation, "decode", lambda tokens, _: written.extend(tokens.tolist()) or [""] * len(tokens))
+    workload.evaluate(params, model_state, "test")
+    path = folder / "tokenizer.json"
+    end = generation.end_of(path)
+    meanings = list(generation.grouped(generation.read_e2e(data / "testset_w_refs.csv")))
+    assert len(meanings) == len(written) == 6
+    for meaning, found in zip(meanings, written, strict=True):
+        tokens = [*encoded(path, meaning), end]
+        for _ in range(6):
+            ended = len(tokens) > len(encoded(path, meaning)) + 1 and tokens[-1] == end
+            tokens.append(end if ended else int(np.argmax(logits_of_gpt2(weights, np.array([tokens]))[0, -1])))
+        assert found == tokens[-6:]
+
+
+def test_a_network_of_nan_writes_nothing():
+    assert search(np.full((4, 4), np.nan), width=2).tolist() == [3, 3, 3, 3]
+
+
 # Recommendation.
 
 
@@ -502,6 +733,10 @@ def put_files(name, folder, rng):
     if kind == "roberta":
         put_glue(data, rest.split("_")[1])
         put_roberta(weights, rng)
+        return data, weights
+    if kind == "gpt2":
+        put_e2e(data)
+        put_gpt2(weights, rng)
         return data, weights
     if kind == "detector":
         put_penn_fudan(data, rng)
@@ -622,6 +857,85 @@ def put_roberta(folder, rng, depth=1):
     weights["lm_head.bias"] = np.zeros(8, np.float32)
     save(weights, folder)
     return weights
+
+
+def write_e2e(path, rows, encoding="utf-8"):
+    with open(path, "w", encoding=encoding, newline="") as file:
+        csv.writer(file).writerows([("mr", "ref"), *rows])
+
+
+def put_e2e(folder):
+    rows = [
+        (f"name[{name}], food[{food}]", text.format(name, food))
+        for text in ("{} has {} food.", "Try the {1} dishes of {0}!")
+        for name in ("Zizzi", "Café Sicilia", "The Vaults")
+        for food in ("Thai", "French")
+    ]
+    for file in ("trainset.csv", "devset.csv", "testset_w_refs.csv"):
+        write_e2e(folder / file, rows, "utf-8-sig" if file == "devset.csv" else "utf-8")
+
+
+def put_gpt2(folder, rng, prefix=""):
+    """A folder in the format of Hugging Face; returns the weights, without the prefix and the masks that some have."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"vocab_size": 257, "n_positions": 144, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    config |= {"layer_norm_epsilon": 1e-3, "activation_function": "gelu_new", "resid_pdrop": 0.1}
+    (folder / "config.json").write_text(json.dumps(config))
+    shapes = {"wte.weight": (257, 16), "wpe.weight": (144, 16)}
+    dense = {"attn.c_attn": (16, 48), "attn.c_proj": (16, 16), "mlp.c_fc": (16, 64), "mlp.c_proj": (64, 16)}
+    norms = ["ln_f", *(f"h.{index}.{norm}" for index in range(2) for norm in ("ln_1", "ln_2"))]
+    for name, shape in ((f"h.{index}.{name}", shape) for index in range(2) for name, shape in dense.items()):
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[1:]}
+    shapes |= {f"{norm}.{leaf}": (16,) for norm in norms for leaf in ("weight", "bias")}
+    weights = {name: rng.normal(size=shape).astype(np.float32) / 4 for name, shape in shapes.items()}
+    masks = {f"{prefix}h.{index}.attn.bias": np.tril(np.ones((1, 1, 144, 144), np.float32)) for index in range(2)}
+    save({**{f"{prefix}{name}": array for name, array in weights.items()}, **masks}, folder)
+    return weights
+
+
+def logits_of_gpt2(weights, tokens, heads=2, epsilon=1e-3):
+    """GPT-2 in NumPy, one head and one text at a time."""
+
+    def dense(x, name):
+        return x @ weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    def norm(x, name):
+        x = (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + epsilon)
+        return x * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    def attended(query, key, value):
+        scores = np.exp(query @ key.T / np.sqrt(query.shape[-1])) * np.tri(len(query))
+        return scores / scores.sum(axis=-1, keepdims=True) @ value
+
+    texts = []
+    for text in tokens:
+        x = weights["wte.weight"][text] + weights["wpe.weight"][: len(text)]
+        for name in sorted({name[:3] for name in weights if name.startswith("h.")}):
+            parts = [
+                np.split(part, heads, axis=-1)
+                for part in np.split(dense(norm(x, f"{name}.ln_1"), f"{name}.attn.c_attn"), 3, axis=-1)
+            ]
+            x = x + dense(
+                np.concatenate([attended(*head) for head in zip(*parts, strict=True)], axis=-1), f"{name}.attn.c_proj"
+            )
+            y = dense(norm(x, f"{name}.ln_2"), f"{name}.mlp.c_fc")
+            y = y / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
+            x = x + dense(y, f"{name}.mlp.c_proj")
+        texts.append(norm(x, "ln_f") @ weights["wte.weight"].T)
+    return np.stack(texts)
+
+
+def encoded(path, text):
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(path)).encode(text).ids
 
 
 GLUE_ROWS = {  # the first line of the official file, if it names columns, and a row with texts and label left open
