@@ -158,9 +158,6 @@ def _rounded(x: jax.Array, dtype: Any, call: jax.Array) -> jax.Array:
     rest = x - near.astype(x.dtype)
     beyond = jnp.nextafter(near, jnp.where(rest > 0, jnp.inf, -jnp.inf).astype(dtype))
     gap = jnp.abs(beyond.astype(x.dtype) - near.astype(x.dtype))
-    index = jnp.zeros(x.shape, jnp.uint32)
-    for axis, size in enumerate(x.shape):
-        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    turn = index * jnp.uint32(_GOLDEN) + call.astype(jnp.uint32) * jnp.uint32(_PLASTIC)
+    turn = _tree.places(x.shape) * jnp.uint32(_GOLDEN) + call.astype(jnp.uint32) * jnp.uint32(_PLASTIC)
     uniform = turn.astype(x.dtype) * 2.0**-32
     return jnp.where(uniform * gap < jnp.abs(rest), beyond, near)

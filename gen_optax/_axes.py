@@ -44,6 +44,12 @@ def inner_product(a: Any, step: Any, axis_name: Any, factor: jax.typing.ArrayLik
     return jax.lax.pmean(total, axis_name)
 
 
+def sum_of_shards(x: jax.Array, p: Any, axis_name: Any) -> jax.Array:
+    """The sum of `x`, made of a part of `p`, over the devices that hold the other parts."""
+    names = tuple(sorted(varying(p) & set(_names(axis_name)), key=str))
+    return jax.lax.psum(x, names) if names else x
+
+
 def num_shards(x: Any, axis_name: Any) -> int:
     """Over how many devices of the axes `x` is known to be split."""
     return math.prod(jax.lax.psum(1, name) for name in varying(x) & set(_names(axis_name)))

@@ -8,9 +8,12 @@ halve the rate again and again. This one aims at `sigma rho = 1` for a sigma a l
     start    no rate is known: rates that rise along the first step      _cold_start.py
     search   the first 50 probes, one a call: climb from a part of the best of these, with care
     hold     log eta += weight * (sigma rho - 1), within limits
+    align    log eta += 3 (alignment - 0.2), within limits, each time the run has doubled    _alignment.py
 
-A fresh batch is not always fresh. So a gain counts by the part of it that other batches confirm. In every phase an
-emergency, steps that overshot beyond doubt, lowers the rate at once.
+Where noise is most of what a batch says, rho is near 1 / 2 at any rate. The alignment is not: it is the cosine between
+the steps of one long stretch of the run and those of the next. A fresh batch is not always fresh. So a gain counts by
+the part of it that other batches confirm. In every phase an emergency, steps that overshot beyond doubt, lowers the
+rate at once.
 """
 
 import dataclasses
@@ -18,11 +21,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gen_optax import _cold_start, _settings
 from gen_optax._controller import Controller
 from gen_optax._measurement import Measurement, ProbeStatus
 from gen_optax._probe import retrospective
+
+# A given rate below this part of what the first step bears is a climb of its own.
+_LEAST_GIVEN = 0.1
+# The cosine falls by a quarter to a third where the rate grows by a factor of e.
+_GAIN = 3.0
+# The logarithm of the factor by which one alignment moves the rate, at most.
+_MOST = float(np.log(3.0))
 
 
 class Claims(NamedTuple):
@@ -64,6 +75,10 @@ class Balance(Controller):
             return rate * factor**weight
         bound = log(max_change)
         return rate * exp(weight * clip(sigma * rho - 1, -bound, bound))
+
+
+    def aligned_rate(rate, cosine):
+        return rate * exp(clip(3 * (cosine - alignment), -log(3), log(3)))
     ```
 
     and it is in one of three states:
@@ -74,6 +89,7 @@ class Balance(Controller):
     unknown       no step is taken, as no rate lowers the loss along it
     search        a probe at every call
     search, hold  where steps overshot, the rate falls at once
+    hold          at calls 256, 512, 1024, ... also `aligned_rate`
     ```
 
     With `sigma = 2` the rate would rest where the steps stop making progress on a fresh batch, `b h = A h^2 / 2`. The
@@ -84,6 +100,17 @@ class Balance(Controller):
     During the search sigma is at most 1: balance is found at any rate within reach, so a rate that overshoots would
     stay there. The rate falls at once, but rises by the cube root of the factor to the target, since steps that are too
     long for a dozen calls leave dead units that no probe sees.
+
+    Where the batches say little, balance is found at any rate that training survives. What tells rates apart then is
+    whether the run keeps its direction. From call `t` to `1.5 t` the parameters move by :math:`d_1`, from there to
+    `2 t` by :math:`d_2`, and `cosine` is
+
+    .. math::
+      \cos(d_1, d_2) = d_1 \cdot d_2 / (|d_1| |d_2|),
+
+    near 1 where steps are too short to get anywhere, 0 for a random walk and negative where the parameters go to and
+    fro. At `2 t` the rate becomes `aligned_rate`, unless a decay has begun or the search goes on. Sketches of the
+    parameters serve for it, 512 numbers for each array of them, and no loss is evaluated.
 
     A batch that the model has been trained on lately, or one like it, flatters the steps: data used several times in a
     row, sorted data, several epochs over one rollout. What it says then is not confirmed by the next path, which starts
@@ -105,8 +132,8 @@ class Balance(Controller):
       memory: the weight of a probe is this times the part of the calls so far that it stands for, less than 1.
       first_fraction: where the search begins, as a part of what the first step alone would bear. Momentum is still to
         come, and curvature falls from its height at the start.
-      least_given: a given rate below this part of that is a climb of its own, and counts as unknown.
       confirm_errors: a gain is doubted where `lost` is above this many of its standard errors.
+      alignment: the cosine between the steps of two successive stretches of the run at which the rate is right.
 
     Raises:
       ValueError: on a setting outside its range.
@@ -124,20 +151,22 @@ class Balance(Controller):
     search_sigma: float = 1.0
     memory: float = 3.0
     first_fraction: float = 0.03
-    least_given: float = 0.1
     confirm_errors: float = 1.0
+    alignment: float = 0.2
 
     every = 16
     averages = True
+    aligns = True
     num_start_rates = _cold_start.NUM_RATES
 
     def __post_init__(self):
         if self.init_learning_rate is not None:
             what = "a positive number, or None to have it found"
             _settings.require("init_learning_rate", self.init_learning_rate, _settings.positive, what)
-        for name in ("sigma", "search_sigma", "memory", "first_fraction", "least_given"):
+        for name in ("sigma", "search_sigma", "memory", "first_fraction"):
             _settings.require(name, getattr(self, name), _settings.positive, "a positive number")
-        _settings.require("confirm_errors", self.confirm_errors, _settings.number, "a number")
+        for name in ("confirm_errors", "alignment"):
+            _settings.require(name, getattr(self, name), _settings.number, "a number")
         _settings.require("search_probes", self.search_probes, lambda x: x == 0 or _settings.whole(x), "a whole number")
         _settings.require("max_change", self.max_change, _settings.above_one, "greater than 1")
 
@@ -174,7 +203,7 @@ class Balance(Controller):
         start, seen, status = _cold_start.first_rate(context, tried, losses, self.first_fraction)
         start, given = start.astype(learning_rate.dtype), learning_rate
         kept = (given > 0) & ~seen
-        start = jnp.where(given >= self.least_given * start, jnp.minimum(given, start), start)
+        start = jnp.where(given >= _LEAST_GIVEN * start, jnp.minimum(given, start), start)
         found = jnp.where(kept, given, start)
         age = jnp.where(kept, self.search_probes, jnp.where(found > 0, 0, -1)).astype(jnp.int32)
         return found, state._replace(age=age), status
@@ -197,6 +226,10 @@ class Balance(Controller):
         overshot, falls = self.emergency(self._sigma(searching) * rho, status)
         moved = jnp.where(overshot, learning_rate * falls, moved)
         return moved, BalanceState(state.age + 1, claims)
+
+    def align(self, learning_rate, alignment):
+        """Up where the run keeps its direction, down where it loses it."""
+        return learning_rate * jnp.exp(jnp.clip(_GAIN * (alignment - self.alignment), -_MOST, _MOST))
 
     def _search(self, rho, weight, measurement):
         """The factor while a rate is being found: up with care, down at once; and not up where the loss curves down."""

@@ -29,6 +29,9 @@ class Controller(Protocol):
     averages: bool = False
     """Whether the average of the iterates is the model to use where the end is open."""
 
+    aligns: bool = False
+    """Whether `align` is to be called."""
+
     def default_probe(self) -> Probe:
         """The probe, unless the user gives another one."""
         return finite_difference()
@@ -45,6 +48,13 @@ class Controller(Protocol):
     ) -> tuple[jax.Array, Any]:
         """The learning rate and the state after a probe; `status` is its `ProbeStatus`."""
         ...
+
+    def align(self, learning_rate: jax.Array, alignment: jax.Array) -> jax.Array:
+        """The learning rate where a stretch of the run ends: each time its length has doubled.
+
+        `alignment` is the cosine between the displacements of the parameters in the stretch and in the one before.
+        """
+        return learning_rate
 
     num_start_rates: int = 0
     """How many learning rates are tried, at most, while none is known."""

@@ -7,6 +7,7 @@
         judge      is it readable, and what does it say?                                  -> ProbeStatus
         observe    the measurement moves the learning rate                     controller
         settle     keep the step, or take back what overshot                   probe
+        align      each time the run has doubled: does it keep its direction?  controller
         average    of the parameters, where no decay takes the rate down       _average.py
     -> eta * s(t) * u
 
@@ -23,7 +24,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gen_optax import _average, _axes, _company, _fit, _flow, _line, _loss, _notice, _renamed, _settings, _tree
+from gen_optax import (
+    _alignment,
+    _average,
+    _axes,
+    _company,
+    _fit,
+    _flow,
+    _line,
+    _loss,
+    _notice,
+    _renamed,
+    _settings,
+    _tree,
+)
 from gen_optax._balance import Balance
 from gen_optax._controller import Bounds, Controller
 from gen_optax._measurement import Context, Measurement, ProbeStatus, judge, overshot
@@ -62,6 +76,7 @@ class GenState(NamedTuple):
     probe: Any  # () or, along the path, `PathState`: the parameters where the path starts
     controller: Any  # what the controller remembers: scalars
     average: Any  # `AverageState`, a copy of the parameters, or `NoAverage`
+    alignment: Any  # () or `AlignmentState`: 512 numbers for each array of the parameters
     info: GenInfo
 
 
@@ -316,6 +331,7 @@ class _Rule:
             probe=self.probe.direction.init(params),
             controller=controller_state,
             average=_average.init(params, self.average),
+            alignment=_alignment.init(params) if self.controller.aligns else (),
             info=GenInfo(*(jnp.zeros((), _INFO_DTYPES.get(name, dtype)) for name in GenInfo._fields)),
         )
 
@@ -335,7 +351,7 @@ class _Rule:
         look = functools.partial(self._look, context, starting, listens)
         seen = _flow.cond(_flow.either(_flow.either(starting, due), listens), look, self._look_away, state)
 
-        learning_rate = self.bounds.clip(seen.learning_rate)
+        learning_rate, alignment = self._align(state, context, seen)
         noticed = _notice.seen(
             (context.decay == 0, Notice.HORIZON_PASSED),
             ((seen.learning_rate == 0) & (state.count + 1 >= _PATIENCE), Notice.NO_RATE),
@@ -349,7 +365,16 @@ class _Rule:
         heard = _flow.either(_flow.either(starting, due), listens) if context.value is None else True
         anchor, average = self._remember(state, context, seen.status, heard)
         updates, probe_state = direction.settle(state.probe, context, seen.measurement, seen.status, updates, anchor)
-        return updates, GenState(count, learning_rate, applied, probe_state, seen.controller, average, info)
+        return updates, GenState(count, learning_rate, applied, probe_state, seen.controller, average, alignment, info)
+
+    def _align(self, state: GenState, context: Context, seen: _Seen) -> tuple[jax.Array, Any]:
+        """The learning rate within its bounds, moved where a stretch of the run ends that no search or decay blurs."""
+        if not self.controller.aligns:
+            return self.bounds.clip(seen.learning_rate), ()
+        known, cosine, alignment = _alignment.update(state.alignment, context)
+        counts = known & (context.decay == 1) & ~jnp.asarray(context.searching) & ~overshot(seen.status)
+        moved = jnp.where(counts, self.controller.align(seen.learning_rate, cosine), seen.learning_rate)
+        return self.bounds.clip(moved), alignment
 
     def _remember(self, state: GenState, context: Context, status: jax.Array, heard: Any) -> tuple[Any, Any]:
         """The anchor and the average; `heard`: the loss of this call is known.
@@ -381,7 +406,7 @@ class _Rule:
         trusts_value: Any = True
         if value is not None and self.controller.num_start_rates:
             differs = (state.info.notices & Notice.VALUE_DIFFERS) > 0
-            trusts_value = ~(differs | _is_power_of_two(state.info.num_probes + 1))
+            trusts_value = ~(differs | _alignment.is_power_of_two(state.info.num_probes + 1))
         return Context(
             loss=loss,
             params=params,
@@ -497,10 +522,6 @@ def _nothing(learning_rate: jax.Array) -> tuple[Measurement, jax.Array]:
 def _is_turn(call: jax.Array, every: Any) -> Any:
     """Whether a call is a regular one; known where every call is."""
     return True if isinstance(every, int) and every == 1 else call % every == 0
-
-
-def _is_power_of_two(n: jax.Array) -> jax.Array:
-    return (n & (n - 1)) == 0
 
 
 def _hold_then_linear(num_steps: Any) -> optax.Schedule:

@@ -128,6 +128,19 @@ def is_inexact(x: Any) -> bool:
     return jnp.issubdtype(x.dtype if hasattr(x, "dtype") else jnp.result_type(x), jnp.inexact)
 
 
+def inexact(tree: Any) -> list[Any]:
+    """The floating-point and complex leaves."""
+    return [x for x in jax.tree.leaves(tree) if is_inexact(x)]
+
+
+def places(shape: tuple[int, ...]) -> jax.Array:
+    """The number of each entry of an array of this shape, uint32, row by row."""
+    index = jnp.zeros(shape, jnp.uint32)
+    for axis, size in enumerate(shape):
+        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    return index
+
+
 def instances(state: Any, kinds: Any, who: str) -> list[Any]:
     """What `state` holds of some kinds of state of GeN, however deep; a ValueError of the function `who` if nothing."""
 

@@ -199,8 +199,6 @@ def test_a_given_rate_is_where_the_search_begins_if_it_is_lower(given, least, mo
 def test_where_a_search_begins_is_a_setting():
     rate = first_rate(bowl, jnp.ones(4), controller=gen_optax.balance(first_fraction=0.1))
     np.testing.assert_allclose(rate, 0.1 / 0.03 * first_rate(bowl, jnp.ones(4)), rtol=1e-5)
-    low = gen_optax.balance(init_learning_rate=1e-4, least_given=1e-3)
-    assert first_rate(bowl, jnp.ones(4), controller=low) == np.float32(1e-4)
 
 
 @pytest.mark.parametrize("probe", [gen_optax.retrospective(), AHEAD], ids=["looks back", "looks ahead"])

@@ -81,10 +81,10 @@ def test_forward_passes_that_run(name, given):
 
 def test_the_readme_says_what_it_costs():
     def copies(**options):
-        params = jnp.zeros(1000)
+        params = jnp.zeros(100_000)
         trees = [tx.init(params) for tx in (gen_optax.gen_sgd(**options), optax.sgd(1.0))]
         own, base = (sum(x.size for x in jax.tree.leaves(tree)) for tree in trees)
-        return round((own - base) / 1000)
+        return round((own - base) / 100_000, 1)
 
     words, rule = {1: "one", 2: "two", 3: "three"}, gen_optax.balance()
     sentences = (
@@ -278,15 +278,20 @@ def test_map_holds_one_copy_of_the_parameters_and_vmap_one_each(points):
 @pytest.mark.parametrize("name", PROBES)
 @pytest.mark.parametrize("controller", [GIVEN, gen_optax.balance()], ids=["algorithm_1", "balance"])
 def test_the_state_is_a_few_scalars(name, controller):
-    """Bytes of it, whatever the size of the model; a copy of the parameters along the path, one for their average."""
+    """Bytes of it, whatever the size of the model; a copy of the parameters along the path, one for their average.
+
+    And with `balance` 512 numbers for each array of the parameters.
+    """
     probe = PROBES[name] if controller == GIVEN or PROBES[name].direction.independent else INDEPENDENT["exact"]
     is_path = isinstance(probe.direction, gen_optax.Path)
     leaves = jax.tree.leaves(gen_optax.scale_by_gen(controller=controller, probe=probe).init(PARAMS))
     small = [x for x in leaves if x.shape == ()]
     assert sum(x.nbytes for x in small) <= (56 if controller == GIVEN else 80) + 40 * is_path
     large = [(x.shape, x.dtype) for x in leaves if x.size > 64]
-    kept = (is_path + (controller != GIVEN)) * jax.tree.leaves(PARAMS)
-    assert large == [(x.shape, x.dtype) for x in kept]
+    params = jax.tree.leaves(PARAMS)
+    kept = [(x.shape, x.dtype) for x in (is_path + (controller != GIVEN)) * params]
+    sketches = [((2, len(params), 256), jnp.float32)] * (controller != GIVEN)
+    assert large == kept + sketches
 
 
 def test_what_the_probe_remembers_is_overwritten_in_place():

@@ -552,11 +552,11 @@ def test_bad_settings_of_algorithm_1(settings, message):
     ("names", "values", "message"),
     [
         (
-            ["sigma", "search_sigma", "memory", "first_fraction", "least_given"],
+            ["sigma", "search_sigma", "memory", "first_fraction"],
             [0, -1.0],
             "a positive number",
         ),
-        (["confirm_errors"], [np.nan, "1"], "a number"),
+        (["confirm_errors", "alignment"], [np.nan, "1"], "a number"),
         (["search_probes"], [-1, 2.5, None], "a whole number"),
         (["max_change"], [1.0, 0.5, None, np.inf], "greater than 1"),
     ],
