@@ -133,7 +133,8 @@ class Balance(Controller):
       first_fraction: where the search begins, as a part of what the first step alone would bear. Momentum is still to
         come, and curvature falls from its height at the start.
       confirm_errors: a gain is doubted where `lost` is above this many of its standard errors.
-      alignment: the cosine between the steps of two successive stretches of the run at which the rate is right.
+      alignment: the cosine between the steps of two successive stretches of the run at which the rate is right. None:
+        the rate does not depend on it, and no sketches are kept.
 
     Raises:
       ValueError: on a setting outside its range.
@@ -152,11 +153,10 @@ class Balance(Controller):
     memory: float = 3.0
     first_fraction: float = 0.03
     confirm_errors: float = 1.0
-    alignment: float = 0.2
+    alignment: float | None = 0.2
 
     every = 16
     averages = True
-    aligns = True
     num_start_rates = _cold_start.NUM_RATES
 
     def __post_init__(self):
@@ -165,10 +165,16 @@ class Balance(Controller):
             _settings.require("init_learning_rate", self.init_learning_rate, _settings.positive, what)
         for name in ("sigma", "search_sigma", "memory", "first_fraction"):
             _settings.require(name, getattr(self, name), _settings.positive, "a positive number")
-        for name in ("confirm_errors", "alignment"):
-            _settings.require(name, getattr(self, name), _settings.number, "a number")
+        _settings.require("confirm_errors", self.confirm_errors, _settings.number, "a number")
+        if self.alignment is not None:
+            _settings.require("alignment", self.alignment, _settings.number, "a number, or None to leave it out")
         _settings.require("search_probes", self.search_probes, lambda x: x == 0 or _settings.whole(x), "a whole number")
         _settings.require("max_change", self.max_change, _settings.above_one, "greater than 1")
+
+    @property
+    def aligns(self):
+        """Unless the user says no."""
+        return self.alignment is not None
 
     def default_probe(self):
         """The last steps, on the present batch."""

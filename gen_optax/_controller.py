@@ -29,8 +29,10 @@ class Controller(Protocol):
     averages: bool = False
     """Whether the average of the iterates is the model to use where the end is open."""
 
-    aligns: bool = False
-    """Whether `align` is to be called."""
+    @property
+    def aligns(self) -> bool:
+        """Whether `align` is to be called."""
+        return False
 
     def default_probe(self) -> Probe:
         """The probe, unless the user gives another one."""
