@@ -20,11 +20,13 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import gen_optax
+from gen_optax import _alignment
 
 NUM_STEPS, EVERY = 5, 2
 GIVEN = {"controller": gen_optax.algorithm_1(init_learning_rate=0.1, smoothing=0.5)}  # no search for a rate is compiled
 OPTIONS: dict[str, dict[str, Any]] = {
     "cold start": {"controller": gen_optax.balance(sigma=1.6)},
+    "alignment": {"controller": gen_optax.balance(1e-2, search_probes=0)},
     "retrospective": {**GIVEN, "probe": gen_optax.retrospective()},
     "three points": {**GIVEN, "probe": gen_optax.finite_difference()},
     "free slope": {**GIVEN, "probe": gen_optax.finite_difference(free_slope=True, batching="map")},
@@ -318,11 +320,13 @@ def collectives_of_step(layout, tx):
     return collectives(step, placed[0], state, placed[1])
 
 
+FULLY = ("cold start", "alignment", "exact")
 CASES = {
     **{f"one device, {o}": functools.partial(one_device, o) for o in OPTIONS},
     **{f"jit, data parallel, {o}": functools.partial(under_jit, o, "data parallel") for o in OPTIONS},
-    **{f"jit, fully sharded, {o}": functools.partial(under_jit, o, "fully sharded") for o in ("cold start", "exact")},
+    **{f"jit, fully sharded, {o}": functools.partial(under_jit, o, "fully sharded") for o in FULLY},
     "jit, tensor parallel, cold start": functools.partial(under_jit, "cold start", "tensor parallel"),
+    "jit, tensor parallel, alignment": functools.partial(under_jit, "alignment", "tensor parallel"),
     "jit, explicit axes, cold start": functools.partial(under_jit, "cold start", "data parallel", explicit=True),
     "shard_map, averaged loss, free slope": functools.partial(under_shard_map, "free slope"),
     "shard_map, averaged loss without axis_name, cold start": functools.partial(
@@ -333,14 +337,16 @@ CASES = {
         under_shard_map, "cold start", ("replica", "data"), (2, 4), averaged=False
     ),
     "shard_map, unchecked, free slope": functools.partial(unchecked, "free slope", False, True),
+    "shard_map, local loss, alignment": functools.partial(under_shard_map, "alignment", averaged=False),
+    "pmap, alignment": functools.partial(under_pmap, "alignment"),
     "pmap, retrospective": functools.partial(under_pmap, "retrospective"),
     **{
         f"shard_map, sharded by hand, {o}": functools.partial(manually_sharded, o)
-        for o in ("cold start", "retrospective", "free slope", "exact")
+        for o in ("cold start", "alignment", "retrospective", "free slope", "exact")
     },
     **{
         f"one model per device, {name}": functools.partial(one_model_per_device, name)
-        for name in ("retrospective", "cold start")
+        for name in ("retrospective", "cold start", "alignment")
     },
     "NaN in a loss": functools.partial(nan_on_one_device, "three points"),
     "NaN in a step": functools.partial(nan_on_one_device, "three points", True),
@@ -369,6 +375,7 @@ CASES = {
 
 
 def main():
+    _alignment._FIRST = 2  # stretches from call 2 to 3 and from 3 to 4
     for name in sys.argv[1:] or CASES:
         try:
             result = CASES[name]()

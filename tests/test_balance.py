@@ -58,12 +58,17 @@ PAGE = (pathlib.Path(__file__).parents[1] / "docs" / "how-it-works.md").read_tex
 
 def as_documented(slope, curvature, noise, rate, probes, every, unconfirmed=0.0, **settings):
     """The rule that the docstring states, run in float64."""
+    return rule_of(DOCSTRING, "next_rate", **settings)(rate, slope, curvature, noise, unconfirmed, probes, every)
+
+
+def rule_of(documented, name, **settings):
+    """A function that a docstring defines, with the default constants of the controller but for these settings."""
     constants = {field.name: field.default for field in dataclasses.fields(gen_optax.balance)} | settings
     functions = {name: getattr(np, name) for name in ("clip", "cbrt", "exp", "log")}
     scope = constants | functions
-    (rule,) = (text for language, text in DOCSTRING if language == "python")
+    (rule,) = (text for language, text in documented if language == "python")
     exec(rule, scope)
-    return scope["next_rate"](rate, slope, curvature, noise, unconfirmed, probes, every)
+    return scope[name]
 
 
 def test_the_page_opens_with_what_the_docstring_states():

@@ -1,0 +1,178 @@
+"""The cosine between two stretches of a run: when it is looked at, what it is, and that the rate follows it."""
+
+import dataclasses
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import gen_state
+from test_balance import DOCSTRING, rule_of
+
+import gen_optax
+from gen_optax import _alignment
+
+START, TURN, END = 128, 192, 256
+
+
+def cosine_of(*points):
+    """The alignment at the last of three points that a run is at when stretches begin and end."""
+    state = _alignment.init(points[0])
+    for call, params in zip((START, TURN, END), points, strict=True):
+        context = types.SimpleNamespace(
+            params=params, count=jnp.int32(call - 1), learning_rate=jnp.float32(1), axis_name=None
+        )
+        known, cosine, state = _alignment.update(state, context)
+        assert bool(known) == (call == END and bool(known))
+    return float(cosine) if known else None
+
+
+def stretches(rng, shape, cosine):
+    """Three points with this cosine between the displacements, far from the origin."""
+    first, other = rng.normal(size=(2, *shape))
+    other -= np.sum(first * other) / np.sum(first**2) * first
+    second = cosine * first / np.linalg.norm(first) + np.sqrt(1 - cosine**2) * other / np.linalg.norm(other)
+    start = 10 * rng.normal(size=shape)
+    return [jnp.asarray(x, jnp.float32) for x in (start, start + 0.1 * first, start + 0.1 * first + second)]
+
+
+@pytest.mark.parametrize("shape", [(7,), (5000,), (300, 40), (3, 3, 16, 64), (2, 1, 900)])
+@pytest.mark.parametrize("cosine", [-0.5, 0.0, 0.2, 0.9])
+def test_a_sketch_keeps_the_cosine(shape, cosine):
+    error = 1e-4 if np.prod(shape) <= 256 else 4 / np.sqrt(256)
+    assert cosine_of(*stretches(np.random.default_rng(1), shape, cosine)) == pytest.approx(cosine, abs=error)
+
+
+def test_of_steps_of_low_rank_too():
+    """Gradients of layers are: signs shared by a row or a column would see one number of them."""
+    rng = np.random.default_rng(0)
+    left, right = rng.normal(size=(2, 400)), rng.normal(size=(2, 300))
+    first, second = (np.outer(a, b) / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(left, right, strict=True))
+    points = [jnp.asarray(x, jnp.float32) for x in (0 * first, first, 1.3 * first + second)]
+    assert cosine_of(*points) == pytest.approx(0.3 / np.sqrt(1.09), abs=0.25)
+
+
+def test_units_do_not_matter_and_sizes_do():
+    rng = np.random.default_rng(0)
+    large, small = stretches(rng, (150,), 0.9), stretches(rng, (50,), -0.5)
+    plain = [{"a": a, "b": b} for a, b in zip(large, small, strict=True)]
+    scaled = [{"a": a, "b": 1e6 * b} for a, b in zip(large, small, strict=True)]
+    expected = (150 * 0.9 - 50 * 0.5) / 200
+    assert cosine_of(*plain) == pytest.approx(expected, abs=1e-3)
+    assert cosine_of(*scaled) == pytest.approx(expected, abs=1e-3)
+
+
+def test_what_does_not_move_has_no_direction():
+    rng = np.random.default_rng(0)
+    points = stretches(rng, (50,), 0.6)
+    frozen = [{"a": a, "fixed": jnp.ones(1000), "steps": jnp.arange(3), "none": None} for a in points]
+    assert cosine_of(*frozen) == pytest.approx(0.6, abs=1e-3)
+    assert cosine_of(*[points[0]] * 3) is None
+    assert cosine_of(points[0], points[1], points[1]) is None
+    assert cosine_of(*[{"steps": jnp.arange(3)}] * 3) is None
+    assert cosine_of(points[0], points[1], jnp.full(50, jnp.nan)) is None
+
+
+def test_complex_and_short_numbers():
+    rng = np.random.default_rng(0)
+    parts = [stretches(rng, (40,), 0.7) for _ in range(2)]
+    assert cosine_of(*[a + 1j * b for a, b in zip(*parts, strict=True)]) == pytest.approx(0.7, abs=0.3)
+    points = [(x - parts[0][0]).astype(jnp.bfloat16) for x in parts[0]]
+    assert cosine_of(*points) == pytest.approx(0.7, abs=0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class Heard(gen_optax.Controller):
+    """A rate that says at which alignment it was last moved."""
+
+    aligns = True
+
+    def init(self, dtype):
+        return jnp.ones((), dtype), ()
+
+    def observe(self, learning_rate, state, measurement, status, context):
+        return learning_rate, state
+
+    def align(self, learning_rate, alignment):
+        return 2 + alignment
+
+
+def rates_of(direction, calls, tx, value_fn=lambda w: jnp.sum(w)):
+    """Of each call of a run whose steps are told."""
+    w = jnp.zeros(2)
+
+    def step(carry, t):
+        w, state = carry
+        updates, state = tx.update(direction(t), state, w, value_fn=value_fn, value=value_fn(w))
+        return (w + updates, state), gen_state(state).learning_rate
+
+    return np.asarray(jax.lax.scan(step, (w, tx.init(w)), jnp.arange(1, calls + 1))[1])
+
+
+def turning(t):
+    """Steps to the right from call 128 on, up from 192 on, to the left from 256 and to the right again from 384 on."""
+    which = jnp.sum(t >= jnp.array([TURN, END, 384]))
+    return jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [1.0, 0.0]])[which]
+
+
+def test_it_is_looked_at_where_the_run_has_doubled():
+    rates = rates_of(turning, 600, gen_optax.scale_by_gen(controller=Heard()))
+    assert set(rates[: END - 1]) == {1.0}
+    np.testing.assert_allclose(rates[END - 1 : 511], 2, atol=1e-5)
+    np.testing.assert_allclose(rates[511:], 1, atol=1e-5)
+
+
+def test_not_once_a_decay_has_begun():
+    rates = rates_of(turning, 600, gen_optax.scale_by_gen(controller=Heard(), num_steps=600))
+    np.testing.assert_allclose(rates[END - 1 :], 2, atol=1e-5)  # 512 is beyond three quarters
+    decay = optax.cosine_decay_schedule(1.0, 600)
+    assert set(rates_of(turning, 600, gen_optax.scale_by_gen(controller=Heard(), decay=decay))) == {1.0}
+
+
+def test_within_the_bounds_of_the_user():
+    rates = rates_of(turning, 300, gen_optax.scale_by_gen(controller=Heard(), max_learning_rate=1.5))
+    assert rates[END - 1] == 1.5
+
+
+def hold(**settings):
+    return gen_optax.balance(0.01, search_probes=0, **settings)
+
+
+@pytest.mark.parametrize(("alignment", "factor"), [(0.2, 3.0), (0.9, np.exp(0.3)), (1.2, np.exp(-0.6)), (None, 1.0)])
+def test_balance_follows_it(alignment, factor):
+    """Where nothing else moves the rate: a loss that says nothing."""
+    tx = gen_optax.scale_by_gen(controller=hold(alignment=alignment), every=16)
+    rates = rates_of(lambda _: jnp.ones(2), 300, tx, lambda w: jnp.float32(3.0) + 0 * jnp.sum(w))
+    np.testing.assert_allclose(rates[: END - 1], 0.01, rtol=1e-6)
+    np.testing.assert_allclose(rates[END - 1 :], 0.01 * factor, rtol=1e-4)
+
+
+def test_without_it_nothing_is_kept():
+    assert gen_optax.scale_by_gen(controller=hold(alignment=None)).init(jnp.zeros(2)).alignment == ()
+    assert gen_optax.scale_by_gen(controller=gen_optax.algorithm_1()).init(jnp.zeros(2)).alignment == ()
+
+
+@pytest.mark.parametrize("cosine", [-1.0, -0.1, 0.2, 0.4, 1.0])
+def test_the_documented_rule(cosine):
+    controller = gen_optax.balance()
+    expected = rule_of(DOCSTRING, "aligned_rate")(0.5, cosine)
+    assert controller.align(jnp.float32(0.5), jnp.float32(cosine)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_not_in_the_search():
+    tx = gen_optax.scale_by_gen(controller=gen_optax.balance(search_probes=1000, max_change=1.0001))
+    rates = rates_of(lambda _: -jnp.ones(2), 300, tx, lambda w: jnp.sum(w))
+    assert rates[END - 1] < 1.1 * rates[END - 2]
+
+
+def test_not_where_steps_overshot():
+    """The rate falls at once; a rise at the same call would take that back."""
+
+    def cliff(w):
+        return jnp.where(w[0] > -1.272, jnp.float32(3.0) + 0 * w[0], jnp.nan)  # at the step before call 256
+
+    tx = gen_optax.scale_by_gen(controller=hold())
+    rates = rates_of(lambda _: jnp.array([-0.5, 0.0]), END, tx, cliff)
+    assert rates[END - 1] < 0.5 * rates[0]
