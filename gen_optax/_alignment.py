@@ -53,7 +53,7 @@ def update(state: AlignmentState, context: Context) -> tuple[jax.Array, jax.Arra
         here = jnp.stack([_sketch(p, context.axis_name) for p in arrays])
         start, middle = state.marks
         moved, cosine = _cosine(middle - start, here - middle, _sizes(arrays, context.axis_name))
-        known = ends & (call > _FIRST) & _axes.everywhere(moved, context.axis_name)
+        known = ends & _axes.everywhere(moved, context.axis_name)  # at the first call nothing has moved yet
         cosine = _axes.mean(cosine, context.axis_name).astype(nothing.dtype)
         _axes.require_agreement(cosine, nothing, context.axis_name)
         marks = jnp.where(ends, jnp.stack([here, middle]), jnp.stack([start, here]))

@@ -7,8 +7,8 @@ halve the rate again and again. This one aims at `sigma rho = 1` for a sigma a l
 
     start    no rate is known: rates that rise along the first step      _cold_start.py
     search   the first 50 probes, one a call: climb from a part of the best of these, with care
-    hold     log eta += weight * (sigma rho - 1), within limits
-    align    log eta += 3 (alignment - 0.2), within limits, each time the run has doubled    _alignment.py
+    hold     log eta += weight * (sigma rho - 1 + wish), within limits
+    align    wish = 3 (alignment - 0.2), within limits, each time the run has doubled     _alignment.py
 
 Where noise is most of what a batch says, rho is near 1 / 2 at any rate. The alignment is not: it is the cosine between
 the steps of one long stretch of the run and those of the next. A fresh batch is not always fresh. So a gain counts by
@@ -30,9 +30,9 @@ from gen_optax._probe import retrospective
 
 # A given rate below this part of what the first step bears is a climb of its own.
 _LEAST_GIVEN = 0.1
-# The cosine falls by a quarter to a third where the rate grows by a factor of e.
+# On a quadratic with noisy gradients the cosine falls by a third where the rate grows by a factor of e.
 _GAIN = 3.0
-# The logarithm of the factor by which one alignment moves the rate, at most.
+# The logarithm of the factor by which an alignment moves the rate, at most.
 _MOST = float(np.log(3.0))
 
 
@@ -50,6 +50,7 @@ class BalanceState(NamedTuple):
 
     age: jax.Array  # int32, probes since the rate was found; -1: it is not known yet
     claims: Claims
+    wish: jax.Array  # by how much log eta is still to change for the direction of the run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Balance(Controller):
     `b h`, curvature `A h^2` and rounding error, after so many `probes` since a rate was found, the rate becomes
 
     ```python
-    def next_rate(rate, slope, curvature, noise, unconfirmed, probes, every):
+    def next_rate(rate, slope, curvature, noise, unconfirmed, wish, probes, every):
         stands_for = 1 if probes < search_probes else every  # calls
         calls = min(probes, search_probes)
         calls += max(probes - search_probes, 0) * every
@@ -74,11 +75,11 @@ class Balance(Controller):
             factor = clip(min(cbrt(factor), factor), 1 / max_change, most)
             return rate * factor**weight
         bound = log(max_change)
-        return rate * exp(weight * clip(sigma * rho - 1, -bound, bound))
+        return rate * exp(weight * (clip(sigma * rho - 1, -bound, bound) + wish))
 
 
-    def aligned_rate(rate, cosine):
-        return rate * exp(clip(3 * (cosine - alignment), -log(3), log(3)))
+    def wish_for(cosine):  # at calls 256, 512, 1024, ...; a probe fulfils `weight` of it
+        return clip(3 * (cosine - alignment), -log(3), log(3))
     ```
 
     and it is in one of three states:
@@ -88,8 +89,7 @@ class Balance(Controller):
 
     unknown       no step is taken, as no rate lowers the loss along it
     search        a probe at every call
-    search, hold  where steps overshot, the rate falls at once
-    hold          at calls 256, 512, 1024, ... also `aligned_rate`
+    search, hold  where steps overshot, the rate falls at once, and no wish for more is left
     ```
 
     With `sigma = 2` the rate would rest where the steps stop making progress on a fresh batch, `b h = A h^2 / 2`. The
@@ -109,8 +109,9 @@ class Balance(Controller):
       \cos(d_1, d_2) = d_1 \cdot d_2 / (|d_1| |d_2|),
 
     near 1 where steps are too short to get anywhere, 0 for a random walk and negative where the parameters go to and
-    fro. At `2 t` the rate becomes `aligned_rate`, unless a decay has begun or the search goes on. Sketches of the
-    parameters serve for it, 512 numbers for each array of them, and no loss is evaluated.
+    fro. At `2 t` it becomes a wish, unless a decay has begun or the search goes on. The probes that follow fulfil it
+    little by little. Sketches of the parameters serve for it, 512 numbers for each array of them, and no loss is
+    evaluated.
 
     A batch that the model has been trained on lately, or one like it, flatters the steps: data used several times in a
     row, sorted data, several epochs over one rollout. What it says then is not confirmed by the next path, which starts
@@ -194,7 +195,7 @@ class Balance(Controller):
         given = 0 if self.init_learning_rate is None else self.init_learning_rate
         # Every field an array of its own: all of them can be donated.
         claims = Claims(jnp.zeros((), jnp.int32), *(jnp.zeros((), dtype) for _ in range(3)))
-        return jnp.array(given, dtype), BalanceState(jnp.full((), -1, jnp.int32), claims)
+        return jnp.array(given, dtype), BalanceState(jnp.full((), -1, jnp.int32), claims, jnp.zeros((), dtype))
 
     def starting(self, state):
         """Until a rate is found."""
@@ -226,16 +227,19 @@ class Balance(Controller):
         claims, unconfirmed = self._confirm(state.claims, measurement)
         rho = measurement.slope / jnp.maximum(measurement.curvature, least)
         rho = jnp.where(rho > 0, rho * (1 - unconfirmed), rho)
-        factor = jnp.where(searching, self._search(rho, weight, measurement), self._hold(rho, weight))
+        factor = jnp.where(searching, self._search(rho, weight, measurement), self._hold(rho, weight, state.wish))
         readable = jnp.isin(status, jnp.array([ProbeStatus.ACCEPTED, ProbeStatus.ASCENT, ProbeStatus.NO_CURVATURE]))
         moved = jnp.where(readable, learning_rate * factor, learning_rate)
         overshot, falls = self.emergency(self._sigma(searching) * rho, status)
         moved = jnp.where(overshot, learning_rate * falls, moved)
-        return moved, BalanceState(state.age + 1, claims)
+        wish = jnp.where(
+            overshot, jnp.minimum(state.wish, 0), jnp.where(readable, (1 - weight) * state.wish, state.wish)
+        )
+        return moved, BalanceState(state.age + 1, claims, wish)
 
-    def align(self, learning_rate, alignment):
-        """Up where the run keeps its direction, down where it loses it."""
-        return learning_rate * jnp.exp(jnp.clip(_GAIN * (alignment - self.alignment), -_MOST, _MOST))
+    def align(self, state, alignment):
+        """A wish for more where the run keeps its direction, for less where it loses it."""
+        return state._replace(wish=jnp.clip(_GAIN * (alignment - self.alignment), -_MOST, _MOST))
 
     def _search(self, rho, weight, measurement):
         """The factor while a rate is being found: up with care, down at once; and not up where the loss curves down."""
@@ -244,10 +248,10 @@ class Balance(Controller):
         highest = jnp.where(measurement.curvature < -measurement.noise, 1, self.max_change)
         return jnp.clip(careful, 1 / self.max_change, highest) ** weight
 
-    def _hold(self, rho, weight):
+    def _hold(self, rho, weight, wish):
         """The factor once a rate is found."""
         limit = jnp.log(self.max_change)
-        return jnp.exp(weight * jnp.clip(self.sigma * rho - 1, -limit, limit))
+        return jnp.exp(weight * (jnp.clip(self.sigma * rho - 1, -limit, limit) + wish))
 
     def _sigma(self, searching):
         return jnp.where(searching, jnp.minimum(self.search_sigma, self.sigma), self.sigma)

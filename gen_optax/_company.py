@@ -20,7 +20,8 @@ _NOT_IN_THE_BASE = {
     optax.LookaheadState: "optax.lookahead moves two sets of parameters that must not be scaled apart. "
     "Turn it inside out: optax.lookahead(gen(base, value_fn=...), ...).",
     optax.contrib.ScheduleFreeState: "optax.contrib.schedule_free averages unscaled steps of its own. "
-    "Turn it inside out: optax.contrib.schedule_free(gen(base), learning_rate=1.0).",
+    "Turn it inside out: optax.contrib.schedule_free(gen(base, controller=gen_optax.balance(alignment=None)), "
+    "learning_rate=1.0).",
     optax.contrib.ReduceLROnPlateauState: "what optax.contrib.reduce_on_plateau takes off the step here, the learning "
     "rate makes up for. Put it behind: optax.chain(gen(base), optax.contrib.reduce_on_plateau(...)).",
 }

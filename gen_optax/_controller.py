@@ -51,12 +51,12 @@ class Controller(Protocol):
         """The learning rate and the state after a probe; `status` is its `ProbeStatus`."""
         ...
 
-    def align(self, learning_rate: jax.Array, alignment: jax.Array) -> jax.Array:
-        """The learning rate where a stretch of the run ends: each time its length has doubled.
+    def align(self, state: Any, alignment: jax.Array) -> Any:
+        """The state where a stretch of the run ends: each time its length has doubled.
 
         `alignment` is the cosine between the displacements of the parameters in the stretch and in the one before.
         """
-        return learning_rate
+        return state
 
     num_start_rates: int = 0
     """How many learning rates are tried, at most, while none is known."""

@@ -351,7 +351,8 @@ class _Rule:
         look = functools.partial(self._look, context, starting, listens)
         seen = _flow.cond(_flow.either(_flow.either(starting, due), listens), look, self._look_away, state)
 
-        learning_rate, alignment = self._align(state, context, seen)
+        learning_rate = self.bounds.clip(seen.learning_rate)
+        remembered, alignment = self._align(state, context, seen)
         noticed = _notice.seen(
             (context.decay == 0, Notice.HORIZON_PASSED),
             ((seen.learning_rate == 0) & (state.count + 1 >= _PATIENCE), Notice.NO_RATE),
@@ -365,16 +366,16 @@ class _Rule:
         heard = _flow.either(_flow.either(starting, due), listens) if context.value is None else True
         anchor, average = self._remember(state, context, seen.status, heard)
         updates, probe_state = direction.settle(state.probe, context, seen.measurement, seen.status, updates, anchor)
-        return updates, GenState(count, learning_rate, applied, probe_state, seen.controller, average, alignment, info)
+        return updates, GenState(count, learning_rate, applied, probe_state, remembered, average, alignment, info)
 
-    def _align(self, state: GenState, context: Context, seen: _Seen) -> tuple[jax.Array, Any]:
-        """The learning rate within its bounds, moved where a stretch of the run ends that no search or decay blurs."""
+    def _align(self, state: GenState, context: Context, seen: _Seen) -> tuple[Any, Any]:
+        """What the controller remembers, told where a stretch of the run ends that no search and no decay blurs."""
         if not self.controller.aligns:
-            return self.bounds.clip(seen.learning_rate), ()
+            return seen.controller, ()
         known, cosine, alignment = _alignment.update(state.alignment, context)
         counts = known & (context.decay == 1) & ~jnp.asarray(context.searching) & ~overshot(seen.status)
-        moved = jnp.where(counts, self.controller.align(seen.learning_rate, cosine), seen.learning_rate)
-        return self.bounds.clip(moved), alignment
+        told = self.controller.align(seen.controller, cosine)
+        return jax.tree.map(lambda new, old: jnp.where(counts, new, old), told, seen.controller), alignment
 
     def _remember(self, state: GenState, context: Context, status: jax.Array, heard: Any) -> tuple[Any, Any]:
         """The anchor and the average; `heard`: the loss of this call is known.

@@ -54,6 +54,13 @@ def test_of_steps_of_low_rank_too():
     assert cosine_of(*points) == pytest.approx(0.3 / np.sqrt(1.09), abs=0.25)
 
 
+def test_of_steps_whose_sums_are_zero():
+    """All entries of a row have one sign at first, then two in equal numbers."""
+    ones = jnp.ones((300, 40))
+    halves = ones.at[:, 20:].set(-1)
+    assert cosine_of(0 * ones, ones, ones + halves) == pytest.approx(0, abs=0.25)
+
+
 def test_units_do_not_matter_and_sizes_do():
     rng = np.random.default_rng(0)
     large, small = stretches(rng, (150,), 0.9), stretches(rng, (50,), -0.5)
@@ -72,107 +79,127 @@ def test_what_does_not_move_has_no_direction():
     assert cosine_of(*[points[0]] * 3) is None
     assert cosine_of(points[0], points[1], points[1]) is None
     assert cosine_of(*[{"steps": jnp.arange(3)}] * 3) is None
-    assert cosine_of(points[0], points[1], jnp.full(50, jnp.nan)) is None
+    for bad in (jnp.nan, jnp.inf):
+        assert cosine_of(points[0], points[1], points[2].at[3].set(bad)) is None
 
 
 def test_complex_and_short_numbers():
     rng = np.random.default_rng(0)
     parts = [stretches(rng, (40,), 0.7) for _ in range(2)]
     assert cosine_of(*[a + 1j * b for a, b in zip(*parts, strict=True)]) == pytest.approx(0.7, abs=0.3)
+    assert cosine_of(*[1j * b for b in parts[1]]) == pytest.approx(0.7, abs=1e-3)
     points = [(x - parts[0][0]).astype(jnp.bfloat16) for x in parts[0]]
     assert cosine_of(*points) == pytest.approx(0.7, abs=0.02)
 
 
 @dataclasses.dataclass(frozen=True)
 class Heard(gen_optax.Controller):
-    """A rate that says at which alignment it was last moved."""
+    """Remembers the last alignment; 9 at first."""
 
     aligns = True
 
     def init(self, dtype):
-        return jnp.ones((), dtype), ()
+        return jnp.ones((), dtype), jnp.full((), 9, dtype)
 
     def observe(self, learning_rate, state, measurement, status, context):
         return learning_rate, state
 
-    def align(self, learning_rate, alignment):
-        return 2 + alignment
+    def align(self, state, alignment):
+        return alignment
 
 
-def rates_of(direction, calls, tx, value_fn=lambda w: jnp.sum(w)):
-    """Of each call of a run whose steps are told."""
+def told(direction, calls, tx, value_fn=lambda w: jnp.sum(w), seen=lambda gen: gen.controller):
+    """What is seen after each call of a run whose steps are given."""
     w = jnp.zeros(2)
 
     def step(carry, t):
         w, state = carry
         updates, state = tx.update(direction(t), state, w, value_fn=value_fn, value=value_fn(w))
-        return (w + updates, state), gen_state(state).learning_rate
+        return (w + updates, state), seen(gen_state(state))
 
-    return np.asarray(jax.lax.scan(step, (w, tx.init(w)), jnp.arange(1, calls + 1))[1])
+    return jax.tree.map(np.asarray, jax.lax.scan(step, (w, tx.init(w)), jnp.arange(1, calls + 1))[1])
 
 
 def turning(t):
-    """Steps to the right from call 128 on, up from 192 on, to the left from 256 and to the right again from 384 on."""
+    """Steps to the right up to call 192, upward from there, to the left from 256 and to the right again from 384 on."""
     which = jnp.sum(t >= jnp.array([TURN, END, 384]))
     return jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [1.0, 0.0]])[which]
 
 
 def test_it_is_looked_at_where_the_run_has_doubled():
-    rates = rates_of(turning, 600, gen_optax.scale_by_gen(controller=Heard()))
-    assert set(rates[: END - 1]) == {1.0}
-    np.testing.assert_allclose(rates[END - 1 : 511], 2, atol=1e-5)
-    np.testing.assert_allclose(rates[511:], 1, atol=1e-5)
+    heard = told(turning, 600, gen_optax.scale_by_gen(controller=Heard()))
+    assert set(heard[: END - 1]) == {9.0}
+    np.testing.assert_allclose(heard[END - 1 : 511], 0, atol=1e-5)
+    np.testing.assert_allclose(heard[511:], -1, atol=1e-5)
 
 
 def test_not_once_a_decay_has_begun():
-    rates = rates_of(turning, 600, gen_optax.scale_by_gen(controller=Heard(), num_steps=600))
-    np.testing.assert_allclose(rates[END - 1 :], 2, atol=1e-5)  # 512 is beyond three quarters
+    heard = told(turning, 600, gen_optax.scale_by_gen(controller=Heard(), num_steps=600))
+    np.testing.assert_allclose(heard[END - 1 :], 0, atol=1e-5)  # 512 is beyond three quarters
     decay = optax.cosine_decay_schedule(1.0, 600)
-    assert set(rates_of(turning, 600, gen_optax.scale_by_gen(controller=Heard(), decay=decay))) == {1.0}
+    assert set(told(turning, 600, gen_optax.scale_by_gen(controller=Heard(), decay=decay))) == {9.0}
 
 
-def test_within_the_bounds_of_the_user():
-    rates = rates_of(turning, 300, gen_optax.scale_by_gen(controller=Heard(), max_learning_rate=1.5))
-    assert rates[END - 1] == 1.5
+def held(**settings):
+    return gen_optax.scale_by_gen(controller=gen_optax.balance(0.01, search_probes=0, **settings))
 
 
-def hold(**settings):
-    return gen_optax.balance(0.01, search_probes=0, **settings)
+def rate_and_wish(gen):
+    return gen.learning_rate, gen.controller.wish
 
 
-@pytest.mark.parametrize(("alignment", "factor"), [(0.2, 3.0), (0.9, np.exp(0.3)), (1.2, np.exp(-0.6)), (None, 1.0)])
-def test_balance_follows_it(alignment, factor):
-    """Where nothing else moves the rate: a loss that says nothing."""
-    tx = gen_optax.scale_by_gen(controller=hold(alignment=alignment), every=16)
-    rates = rates_of(lambda _: jnp.ones(2), 300, tx, lambda w: jnp.float32(3.0) + 0 * jnp.sum(w))
-    np.testing.assert_allclose(rates[: END - 1], 0.01, rtol=1e-6)
-    np.testing.assert_allclose(rates[END - 1 :], 0.01 * factor, rtol=1e-4)
+@pytest.mark.parametrize(("alignment", "wish"), [(0.2, np.log(3)), (0.9, 0.3), (1.2, -0.6), (None, 0.0)])
+def test_balance_makes_it_a_wish(alignment, wish):
+    """Where the loss says nothing, no probe fulfils it."""
+    says_nothing = held(alignment=alignment)
+    rates, wishes = told(
+        lambda _: jnp.ones(2), 300, says_nothing, lambda w: jnp.float32(3.0) + 0 * jnp.sum(w), rate_and_wish
+    )
+    np.testing.assert_allclose(rates, 0.01, rtol=1e-6)
+    np.testing.assert_allclose(wishes, wish * (np.arange(1, 301) >= END), rtol=1e-4, atol=1e-6)
+
+
+def test_probes_fulfil_a_wish_and_no_more():
+    """All of it in the end, beside what they say themselves."""
+    loss = {"value_fn": lambda w: jnp.sum((w - 1e4) ** 2), "seen": rate_and_wish}
+    rates, wishes = told(lambda _: jnp.ones(2), 2047, held(), **loss)
+    plain, _ = told(lambda _: jnp.ones(2), 2047, held(alignment=None, max_change=2.0), **loss)
+    assert wishes[END - 1] == pytest.approx(np.log(3))
+    assert 0 < wishes[510] < 0.3 * wishes[END - 1]
+    gained = np.log(rates[510] / plain[510])
+    assert gained == pytest.approx(wishes[END - 1] - wishes[510], rel=0.02)
 
 
 def test_without_it_nothing_is_kept():
-    assert gen_optax.scale_by_gen(controller=hold(alignment=None)).init(jnp.zeros(2)).alignment == ()
+    assert held(alignment=None).init(jnp.zeros(2)).alignment == ()
     assert gen_optax.scale_by_gen(controller=gen_optax.algorithm_1()).init(jnp.zeros(2)).alignment == ()
 
 
 @pytest.mark.parametrize("cosine", [-1.0, -0.1, 0.2, 0.4, 1.0])
-def test_the_documented_rule(cosine):
+def test_the_documented_wish(cosine):
     controller = gen_optax.balance()
-    expected = rule_of(DOCSTRING, "aligned_rate")(0.5, cosine)
-    assert controller.align(jnp.float32(0.5), jnp.float32(cosine)) == pytest.approx(expected, rel=1e-5)
+    found = controller.align(controller.init(jnp.float32)[1], jnp.float32(cosine)).wish
+    assert found == pytest.approx(rule_of(DOCSTRING, "wish_for")(cosine), rel=1e-5, abs=1e-6)
 
 
 def test_not_in_the_search():
+    """A search that goes on beyond, on the way to a minimum that is far off."""
     tx = gen_optax.scale_by_gen(controller=gen_optax.balance(search_probes=1000, max_change=1.0001))
-    rates = rates_of(lambda _: -jnp.ones(2), 300, tx, lambda w: jnp.sum(w))
-    assert rates[END - 1] < 1.1 * rates[END - 2]
+    _, wishes = told(lambda _: jnp.ones(2), 300, tx, lambda w: jnp.sum((w - 1e4) ** 2), rate_and_wish)
+    assert not wishes.any()
 
 
-def test_not_where_steps_overshot():
-    """The rate falls at once; a rise at the same call would take that back."""
+def test_steps_that_overshoot_end_a_wish_for_more():
+    def cliff(at):
+        return lambda w: jnp.where(w[0] > at, jnp.float32(3.0) + 0 * w[0], jnp.nan)
 
-    def cliff(w):
-        return jnp.where(w[0] > -1.272, jnp.float32(3.0) + 0 * w[0], jnp.nan)  # at the step before call 256
+    def run(at, calls):
+        """The loss is NaN at the first call whose parameters are beyond."""
+        return told(lambda _: jnp.array([-0.5, 0.0]), calls, held(), cliff(at), rate_and_wish)
 
-    tx = gen_optax.scale_by_gen(controller=hold())
-    rates = rates_of(lambda _: jnp.array([-0.5, 0.0]), END, tx, cliff)
-    assert rates[END - 1] < 0.5 * rates[0]
+    rates, wishes = run(-1.272, END)  # call 256
+    assert rates[-1] == pytest.approx(0.1 * rates[0])
+    assert wishes[-1] == 0
+    _, wishes = run(-1.302, 270)  # some calls later
+    assert wishes[END - 1] > 1
+    assert wishes[-1] == 0

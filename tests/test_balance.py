@@ -22,16 +22,16 @@ from gen_optax._balance import Claims
 SEARCH, HOLD = 8, 5000  # probes so far
 
 
-def remembered(controller, age, claims=None):
+def remembered(controller, age, claims=None, wish=0.0):
     state = controller.init(jnp.float32)[1]
     claims = state.claims if claims is None else Claims(jnp.int32(claims[0]), *map(jnp.float32, claims[1:]))
-    return state._replace(age=jnp.int32(age), claims=claims)
+    return state._replace(age=jnp.int32(age), claims=claims, wish=jnp.float32(wish))
 
 
-def next_rate(measured, age, rate=0.1, every=16, claims=None, **settings):
+def next_rate(measured, age, rate=0.1, every=16, claims=None, wish=0.0, **settings):
     """What a known rate becomes after so many probes, and the status."""
     controller = gen_optax.balance(**settings)
-    found, state, status = observed(controller, measured, rate, remembered(controller, age, claims=claims), every)
+    found, state, status = observed(controller, measured, rate, remembered(controller, age, claims, wish), every)
     assert state.age == age + 1
     return float(found), ProbeStatus(int(status)).name
 
@@ -56,9 +56,9 @@ DOCSTRING = blocks("    " + gen_optax.balance.__doc__)
 PAGE = (pathlib.Path(__file__).parents[1] / "docs" / "how-it-works.md").read_text()
 
 
-def as_documented(slope, curvature, noise, rate, probes, every, unconfirmed=0.0, **settings):
+def as_documented(slope, curvature, noise, rate, probes, every, unconfirmed=0.0, wish=0.0, **settings):
     """The rule that the docstring states, run in float64."""
-    return rule_of(DOCSTRING, "next_rate", **settings)(rate, slope, curvature, noise, unconfirmed, probes, every)
+    return rule_of(DOCSTRING, "next_rate", **settings)(rate, slope, curvature, noise, unconfirmed, wish, probes, every)
 
 
 def rule_of(documented, name, **settings):
@@ -88,16 +88,17 @@ def test_the_page_opens_with_what_the_docstring_states():
     log_rate=st.floats(-12, 6),
     log_loss=st.floats(-20, 20),
     age=st.one_of(st.integers(0, 49), st.integers(50, 10_000)),
+    wish=st.floats(-1.1, 1.1),
 )
-def test_the_law(sigma, memory, max_change, every, log_ratio, sign, of_curvature, log_rate, log_loss, age):
+def test_the_law(sigma, memory, max_change, every, log_ratio, sign, of_curvature, log_rate, log_loss, age, wish):
     """Search and hold as documented: rates and losses of any size, ascents and planes among them."""
     rate, size = 10.0**log_rate, 10.0**log_loss
     noise = 1e-3 * size
     slope, curvature = sign * size * 10.0**log_ratio, of_curvature * size
     settings = {"sigma": sigma, "memory": memory, "max_change": max_change}
-    expected = as_documented(slope, curvature, noise, rate, age, every, **settings)
+    expected = as_documented(slope, curvature, noise, rate, age, every, wish=wish, **settings)
     measured = measurement(slope, curvature, noise=noise, value=size, end_value=size)
-    found, _ = next_rate(measured, age, rate, every, **settings)
+    found, _ = next_rate(measured, age, rate, every, wish=wish, **settings)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
