@@ -61,7 +61,9 @@ class Balance(Controller):
     `b h`, curvature `A h^2` and rounding error, after so many `probes` since a rate was found, the rate becomes
 
     ```python
-    def next_rate(rate, slope, curvature, noise, unconfirmed, wish, probes, every):
+    def next_rate(
+        rate, slope, curvature, noise, unconfirmed, wish, probes, every
+    ):
         stands_for = 1 if probes < search_probes else every  # calls
         calls = min(probes, search_probes)
         calls += max(probes - search_probes, 0) * every
@@ -75,10 +77,12 @@ class Balance(Controller):
             factor = clip(min(cbrt(factor), factor), 1 / max_change, most)
             return rate * factor**weight
         bound = log(max_change)
-        return rate * exp(weight * (clip(sigma * rho - 1, -bound, bound) + wish))
+        change = clip(sigma * rho - 1, -bound, bound) + wish
+        return rate * exp(weight * change)
 
 
-    def wish_for(cosine):  # at calls 256, 512, 1024, ...; a probe fulfils `weight` of it
+    # At calls 256, 512, 1024, ...; a probe fulfils the part `weight` of it.
+    def wish_for(cosine):
         return clip(3 * (cosine - alignment), -log(3), log(3))
     ```
 

@@ -36,7 +36,9 @@ _CONSTANTS = {
     "confirm_errors=0.5": "",
     "confirm_errors=2": "",
     "confirm_errors=1e+30": "what other batches do not confirm counts",
-    "init_learning_rate=1e-06,least_given=1e-09": "a low given rate is climbed from",
+    "alignment=0.1": "",
+    "alignment=0.4": "",
+    "alignment=none": "the rate does not follow the direction of the run",
 }
 # With a horizon and without one: what a variant tries, and the method. The first is the default.
 VARIANTS: dict[str, dict[str, str]] = {
