@@ -93,7 +93,8 @@ class Balance(Controller):
 
     unknown       no step is taken, as no rate lowers the loss along it
     search        a probe at every call
-    search, hold  where steps overshot, the rate falls at once, and no wish for more is left
+    search, hold  where steps overshot, the rate falls at once
+    hold          a wish for more ends there, too
     ```
 
     With `sigma = 2` the rate would rest where the steps stop making progress on a fresh batch, `b h = A h^2 / 2`. The
