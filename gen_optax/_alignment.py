@@ -6,7 +6,7 @@ From call `t` to `1.5 t` the parameters move by `d_1`, and from there to `2 t` b
 
 It is near 1 where steps are too short to get anywhere, 0 for a random walk, and negative where the parameters go to and
 fro. No loss is evaluated for it, so the noise of batches does not blur it. Stretches are as long as half of the run so
-far: longer than any momentum in the base optimizer, and as long as what a decay or an average takes the scatter off.
+far: soon longer than the momentum of the base, and as long as what a decay or an average takes the scatter off.
 
 A copy of the parameters for it would be too much. A sketch keeps inner products (Charikar, Chen and Farach-Colton,
 `Finding frequent items in data streams`, 2002): the entries of an array are added up, each with a sign of its own, into
