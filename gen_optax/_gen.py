@@ -352,7 +352,6 @@ class _Rule:
         seen = _flow.cond(_flow.either(_flow.either(starting, due), listens), look, self._look_away, state)
 
         learning_rate = self.bounds.clip(seen.learning_rate)
-        remembered, alignment = self._align(state, context, seen)
         noticed = _notice.seen(
             (context.decay == 0, Notice.HORIZON_PASSED),
             ((seen.learning_rate == 0) & (state.count + 1 >= _PATIENCE), Notice.NO_RATE),
@@ -364,34 +363,39 @@ class _Rule:
         updates = _tree.scale(updates, applied)
         count = optax.safe_increment(state.count)
         heard = _flow.either(_flow.either(starting, due), listens) if context.value is None else True
-        anchor, average = self._remember(state, context, seen.status, heard)
+        anchor, average, here = self._remember(state, context, seen.status, heard)
+        remembered, alignment = self._align(state, context, seen, here)
         updates, probe_state = direction.settle(state.probe, context, seen.measurement, seen.status, updates, anchor)
         return updates, GenState(count, learning_rate, applied, probe_state, remembered, average, alignment, info)
 
-    def _align(self, state: GenState, context: Context, seen: _Seen) -> tuple[Any, Any]:
+    def _align(self, state: GenState, context: Context, seen: _Seen, here: Any) -> tuple[Any, Any]:
         """What the controller remembers, told where a stretch of the run ends that no search and no decay blurs."""
         if not self.controller.aligns:
             return seen.controller, ()
-        known, cosine, alignment = _alignment.update(state.alignment, context)
+        known, cosine, alignment = _alignment.update(state.alignment, here, context)
         counts = known & (context.decay == 1) & ~jnp.asarray(context.searching) & ~overshot(seen.status)
         told = self.controller.align(seen.controller, cosine)
         return jax.tree.map(lambda new, old: jnp.where(counts, new, old), told, seen.controller), alignment
 
-    def _remember(self, state: GenState, context: Context, status: jax.Array, heard: Any) -> tuple[Any, Any]:
-        """The anchor and the average; `heard`: the loss of this call is known.
+    def _remember(self, state: GenState, context: Context, status: jax.Array, heard: Any) -> tuple[Any, Any, Any]:
+        """The anchor, the average and, where they are due, sketches; `heard`: the loss of this call is known.
 
-        One branch for both: XLA copies parameters that two branches read, at every call.
+        One branch for all: XLA copies parameters that two branches read, at every call.
         """
         direction, params, call = self.probe.direction, context.params, state.count + 1
         anchor = direction.anchor(state.probe)
         begins = direction.begins(state.probe, context, status)
         taken = _flow.both(_average.is_due(state.average, call), _flow.both(heard, ~overshot(status)))
+        due = _alignment.is_due(state.alignment, call)
+        kept = None if due is False else state.alignment.marks[0]
 
         def remember():
             new = anchor if begins is False else jax.tree.map(lambda p, a: jnp.where(begins, p, a), params, anchor)
-            return new, _average.update(state.average, params, call, taken)
+            here = _alignment.sketches(state.alignment, context)
+            return new, _average.update(state.average, params, call, taken), here
 
-        return _flow.cond(_flow.either(begins, taken), remember, lambda: (anchor, state.average))
+        wanted = _flow.either(_flow.either(begins, taken), due)
+        return _flow.cond(wanted, remember, lambda: (anchor, state.average, kept))
 
     def _context(self, updates: Any, state: GenState, params: Any, extra_args: dict[str, Any]) -> Context:
         """What `update` was given, checked."""
