@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_optax import _axes, _tree
+from gen_optax import _axes, _flow, _tree
 from gen_optax._measurement import Context
 
 # The first stretch begins at this call, long after the search; a power of two.
@@ -41,35 +41,33 @@ def init(params: Any) -> AlignmentState:
 
 
 def is_due(state: Any, call: jax.Array) -> Any:
-    """Whether a stretch ends or begins at this call."""
+    """Whether a stretch ends or begins at this call; never where nothing is kept, or nothing is trained."""
     if not isinstance(state, AlignmentState) or not state.marks.size:
         return False
     return (call >= _FIRST) & (is_power_of_two(call) | (call % 3 == 0) & is_power_of_two(call // 3))
 
 
-def sketches(state: Any, context: Context) -> jax.Array | None:
-    """The parameters in short, as `marks` has them; None where there are none."""
-    if not isinstance(state, AlignmentState) or not state.marks.size:
-        return None
+def sketches(context: Context) -> jax.Array:
+    """The parameters in short, as `marks` has them."""
     return jnp.stack([_sketch(p, context.axis_name) for p in _tree.inexact(context.params)])
 
 
-def update(state: AlignmentState, here: jax.Array | None, context: Context) -> tuple[jax.Array, jax.Array, Any]:
+def update(state: AlignmentState, here: Any, context: Context) -> tuple[jax.Array, jax.Array, Any]:
     """Whether a second stretch ends at this call, the alignment then, and the state; `here` are the sketches if due."""
     call, nothing = context.count + 1, jnp.zeros_like(context.learning_rate)
-    if here is None:
-        return nothing > 0, nothing, state
-    ends = is_power_of_two(call)
-    start, middle = state.marks
-    sizes = _sizes(_tree.inexact(context.params), context.axis_name)
-    moved, cosine = _cosine(middle - start, here - middle, sizes)
-    cosine = _axes.mean(cosine, context.axis_name).astype(nothing.dtype)
-    _axes.require_agreement(cosine, nothing, context.axis_name)
-    due = is_due(state, call)
-    # At the first call nothing has moved yet.
-    known = due & ends & _axes.everywhere(moved, context.axis_name)
-    marks = jnp.where(ends, jnp.stack([here, middle]), jnp.stack([start, here]))
-    return known | (nothing > 0), cosine + nothing, AlignmentState(jnp.where(due, marks, state.marks))
+
+    def look():
+        ends = is_power_of_two(call)
+        start, middle = state.marks
+        sizes = _sizes(_tree.inexact(context.params), context.axis_name)
+        moved, cosine = _cosine(middle - start, here - middle, sizes)
+        cosine = _axes.mean(cosine, context.axis_name).astype(nothing.dtype)
+        _axes.require_agreement(cosine, nothing, context.axis_name)
+        known = ends & _axes.everywhere(moved, context.axis_name)  # at the first call nothing has moved yet
+        marks = jnp.where(ends, jnp.stack([here, middle]), jnp.stack([start, here]))
+        return known | (nothing > 0), cosine + nothing, AlignmentState(marks)
+
+    return _flow.cond(is_due(state, call), look, lambda: (nothing > 0, nothing, state))
 
 
 def is_power_of_two(n: jax.Array) -> jax.Array:

@@ -391,7 +391,7 @@ class _Rule:
 
         def remember():
             new = anchor if begins is False else jax.tree.map(lambda p, a: jnp.where(begins, p, a), params, anchor)
-            here = _alignment.sketches(state.alignment, context)
+            here = _flow.cond(due, lambda: _alignment.sketches(context), lambda: kept)
             return new, _average.update(state.average, params, call, taken), here
 
         wanted = _flow.either(_flow.either(begins, taken), due)
