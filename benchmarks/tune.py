@@ -72,7 +72,7 @@ def tune(
         best = chosen[schedule] = min(means, key=means.__getitem__)
         entry = {"method": method(schedule, best), "cost": means[best], "seeds": len(seeds)}
         results.set_note("tuned", functools.partial(_with_entry, entry, workload.name, setting, schedule))
-    return choice(results, workload.name, setting, schedules)
+    return choice(results, key, schedules, base=base)
 
 
 def search(costs_of: Callable[[Iterable[int]], dict[int, Cost]], grid: Iterable[int]) -> dict[int, Cost]:
@@ -103,20 +103,20 @@ def _mean(costs: Sequence[Cost]) -> Cost:
 
 
 def choice(
-    results: store.Store, workload: str, setting: str, schedules: Sequence[str] | None = None
+    results: store.Store, key: dict[str, Any], schedules: Sequence[str] | None = None, *, base: str | None = None
 ) -> dict[str, Any] | None:
-    """What `tune` found under this `setting_name`, by `tuned.json`; None where a schedule has not been tuned.
+    """What `tune` found for a cell's workload under its circumstances; None where a schedule has not been tuned.
 
     Args:
       results: where `tuned.json` is.
-      workload: its name.
-      setting: as `setting_name` gives it.
+      key: that of the cell.
       schedules: those to choose from; None for all that have been tuned.
+      base: that which was tuned; None for the workload's own.
 
     Returns:
       `{"schedules": {name: {"method": ..., "cost": ..., "seeds": ...}}, "best": method}`.
     """
-    known = (results.note("tuned") or {}).get(workload, {}).get(setting, {})
+    known = (results.note("tuned") or {}).get(key["workload"], {}).get(setting_name(key, base), {})
     wanted = [name for name in methods.SCHEDULES if name in known] if schedules is None else schedules
     if not wanted or not set(wanted) <= set(known):
         return None

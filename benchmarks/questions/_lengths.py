@@ -188,7 +188,7 @@ def _at(results, workload, factor):
     if not by_method:
         return None
     key = next(iter(by_method.values()))[0]["key"]
-    choice = tune.choice(results, workload, tune.setting_name(key), SCHEDULES)
+    choice = tune.choice(results, key, SCHEDULES)
     if choice is None:
         return None
     names = {choice["schedules"][schedule]["method"]: f"tuned, {schedule}" for schedule in SCHEDULES}

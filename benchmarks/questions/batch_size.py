@@ -43,8 +43,8 @@ def report(results: store.Store) -> str | None:
         cells = [cell for cell in results.cells(workload) if runner.is_reported(cell["key"]["seed"])]
         by_setting = pages.grouped(cells, lambda cell: tune.setting_name(cell["key"]))
         by_size = {}
-        for name, group in by_setting.items():
-            choice = tune.choice(results, workload, name, (_SCHEDULE,))
+        for group in by_setting.values():
+            choice = tune.choice(results, group[0]["key"], (_SCHEDULE,))
             if choice is not None:
                 names = {choice["best"]: _BASELINE, **{method: method for method in METHODS}}
                 seen = pages.grouped(group, lambda cell: cell["key"]["method"])

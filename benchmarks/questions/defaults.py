@@ -113,7 +113,7 @@ def _compared(results: store.Store, kind: str) -> dict[str, dict[str, tuple[list
         seen = pages.by_method(results, workload, reported=False)
         if not seen:
             continue
-        choice = tune.choice(results, workload, tune.setting_name(next(iter(seen.values()))[0]["key"]))
+        choice = tune.choice(results, next(iter(seen.values()))[0]["key"])
         baseline = [] if choice is None else seen.get(_baseline(choice, kind), [])
         for method in VARIANTS[kind].values():
             cells, beside = _on_the_same_seeds(seen.get(method, []), baseline)

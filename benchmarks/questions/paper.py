@@ -74,7 +74,7 @@ def _rows(results: store.Store, workload: str) -> Rows:
     if not any(method.startswith("gen") and method in by_method for method in METHODS[workload]):
         return {}
     key = next(iter(by_method.values()))[0]["key"]
-    choice = tune.choice(results, workload, tune.setting_name(key))
+    choice = tune.choice(results, key)
     tuned = {} if choice is None else {_TUNED: choice["best"], _CONSTANT: choice["schedules"]["constant"]["method"]}
     names = {**tuned, **{method: method for method in METHODS[workload]}}
     return {name: by_method[method] for name, method in names.items() if method in by_method}

@@ -135,7 +135,7 @@ def _tuning(results: store.Store, groups: dict[str, Rows]) -> str:
     partly = []
     for workload, rows in groups.items():
         key = next(iter(rows.values()))[0]["key"]
-        choice = tune.choice(results, workload, tune.setting_name(key))
+        choice = tune.choice(results, key)
         if choice is None:
             continue
         seeds = min(entry.get("seeds", 1) for entry in choice["schedules"].values())
@@ -273,7 +273,7 @@ def _rows(results: store.Store, workload: str, factor: float) -> Rows:
     if by_method:
         key = next(iter(by_method.values()))[0]["key"]
         schedules = None if factor == 1 else _lengths.SCHEDULES
-        choice = tune.choice(results, workload, tune.setting_name(key), schedules)
+        choice = tune.choice(results, key, schedules)
         if choice is not None:
             by_schedule = [(_SCHEDULES[name], entry["method"]) for name, entry in choice["schedules"].items()]
             names = [(TUNED, choice["best"]), *by_schedule, *names]

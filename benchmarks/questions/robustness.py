@@ -165,8 +165,7 @@ def _combination(cell):
 def _constants(results, group):
     """The cells of the best constant rate on the seeds of a group; none where it is not tuned."""
     key = group[0]["key"]
-    setting = tune.setting_name(key, methods.parse(key["method"]).options["base"])
-    choice = tune.choice(results, key["workload"], setting, (_SCHEDULE,))
+    choice = tune.choice(results, key, (_SCHEDULE,), base=methods.parse(key["method"]).options["base"])
     if choice is None:
         return []
     return list(filter(None, (results.find({**cell["key"], "method": choice["best"]}) for cell in group)))

@@ -29,9 +29,10 @@ def rng():
 
 
 def settings():
-    """All of them, but of GLUE each task in one of the three ways, so that every way has two or three."""
+    """Each network on one of the two CIFAR, each task of GLUE in one of the three ways, and all others."""
     glue = [f"roberta_{way}_{task}" for task in understanding.TASKS for way in ("lora", "bitfit", "full")]
     left_out = {name for index, name in enumerate(glue) if index // 3 % 3 != index % 3}
+    left_out |= {"resnet50_cifar100", "vit_base_cifar10"}
     return [name for name in reproduce.known() if name not in left_out]
 
 
@@ -74,7 +75,7 @@ def test_the_table_has_means_deviations_and_the_tuned_schedule(tmp_path, monkeyp
     printed = capsys.readouterr().out
     (kept,) = (tmp_path / "r").iterdir()
     results = store.Store(kept)
-    best = tune.choice(results, "toy", "batch 16, 12 steps, float32")["best"]
+    best = tune.choice(results, next(iter(results.cells()))["key"])["best"]
     found = {}
     for cell in results.cells():
         if cell["key"]["seed"] not in runner.TUNING_SEEDS:

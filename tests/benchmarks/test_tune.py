@@ -67,13 +67,11 @@ def test_tuning_is_resumed_and_written_down(tmp_path, monkeypatch):
     assert len(rates) == 6 + 6
     assert tune.tune(workload, results, schedules=("constant", "linear"), num_steps=10) == choice
     assert len(rates) == 6 + 6
-    setting = tune.setting_name(runner.cell_key(workload, "momo", 1, num_steps=10))
-    assert tune.choice(results, "toy", setting, ["linear", "constant"])["best"].startswith(
-        "baseline:learning_rate=0.01"
-    )
-    assert tune.choice(results, "toy", setting, ["linear", "warmup_cosine"]) is None  # not all schedules
-    assert tune.choice(results, "toy", setting) == choice
-    assert tune.choice(results, "toy", "another", ["linear"]) is None
+    key = runner.cell_key(workload, "momo", 1, num_steps=10)
+    assert tune.choice(results, key, ["linear", "constant"])["best"].startswith("baseline:learning_rate=0.01")
+    assert tune.choice(results, key, ["linear", "warmup_cosine"]) is None  # not all schedules
+    assert tune.choice(results, key) == choice
+    assert tune.choice(results, runner.cell_key(workload, "momo", 1), ["linear"]) is None
     other = tune.tune(workload, results, schedules=("constant",), num_steps=10, base="lion")
     assert other["best"] == "baseline:base=lion,learning_rate=0.01,schedule=constant"
     assert len(rates) == 6 + 6 + 6
