@@ -14,6 +14,7 @@ some hundred sums. Each array has a cosine of its own, and they are averaged by 
 do not matter.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -25,19 +26,29 @@ from gen_optax._measurement import Context
 
 # The first stretch begins at this call, long after the search; a power of two.
 _FIRST = 128
-# Sums per array: the error of its cosine is one over the root of their number.
+# Sums per array, at most: the error of its cosine is one over the root of their number.
 _SUMS = 256
+# The square of the sine between an array and its decay, at most: more than rounding to bfloat16 makes of it.
+_ASIDE = 1e-4
 
 
 class AlignmentState(NamedTuple):
     """What is kept of the parameters at two calls."""
 
-    marks: jax.Array  # float32 [2, arrays, 256]: sketches, where the first stretch began and where it ended
+    marks: jax.Array  # float32 [2, arrays, sums]: sketches, where the first stretch began and where it ended
+
+
+class Here(NamedTuple):
+    """What an alignment needs of the present call."""
+
+    sketches: jax.Array  # float32 [arrays, sums]
+    decayed: jax.Array  # bool [arrays]: the step to come is that of weight decay alone
 
 
 def init(params: Any) -> AlignmentState:
     """Nothing was seen yet."""
-    return AlignmentState(jnp.zeros((2, len(_tree.inexact(params)), _SUMS), jnp.float32))
+    sizes = [jnp.size(p) for p in _tree.inexact(params)]
+    return AlignmentState(jnp.zeros((2, len(sizes), min(_SUMS, max(sizes, default=0))), jnp.float32))
 
 
 def is_due(state: Any, call: jax.Array) -> Any:
@@ -47,27 +58,36 @@ def is_due(state: Any, call: jax.Array) -> Any:
     return (call >= _FIRST) & (is_power_of_two(call) | (call % 3 == 0) & is_power_of_two(call // 3))
 
 
-def sketches(context: Context) -> jax.Array:
-    """The parameters in short, as `marks` has them."""
-    return jnp.stack([_sketch(p, context.axis_name) for p in _tree.inexact(context.params)])
+def look(state: AlignmentState, context: Context) -> Here:
+    """The present call, where one is due."""
+    params, steps = map(_tree.inexact, (context.params, context.updates))
+    sketches = jnp.stack([_sketch(p, state.marks.shape[-1], context.axis_name) for p in params])
+    decayed = jnp.stack([_is_decayed(p, u, context.axis_name) for p, u in zip(params, steps, strict=True)])
+    return Here(sketches, _axes.everywhere(decayed, context.axis_name) | _no(sketches))
 
 
-def update(state: AlignmentState, here: Any, context: Context) -> tuple[jax.Array, jax.Array, Any]:
-    """Whether a second stretch ends at this call, the alignment then, and the state; `here` are the sketches if due."""
+def look_away(state: AlignmentState, context: Context) -> Here:
+    """The same at any other call: no matter what."""
+    sketches = state.marks[0]
+    return Here(sketches, jnp.zeros(len(_tree.inexact(context.params)), bool) | _no(sketches))
+
+
+def update(state: AlignmentState, here: Here, context: Context) -> tuple[jax.Array, jax.Array, Any]:
+    """Whether a second stretch ends at this call, the alignment then, and the state."""
     call, nothing = context.count + 1, jnp.zeros_like(context.learning_rate)
 
-    def look():
+    def follow():
         ends = is_power_of_two(call)
         start, middle = state.marks
-        sizes = _sizes(_tree.inexact(context.params), context.axis_name)
-        moved, cosine = _cosine(middle - start, here - middle, sizes)
+        sizes = jnp.where(here.decayed, 0, _sizes(_tree.inexact(context.params), context.axis_name))
+        moved, cosine = _cosine(middle - start, here.sketches - middle, sizes)
         cosine = _axes.mean(cosine, context.axis_name).astype(nothing.dtype)
         _axes.require_agreement(cosine, nothing, context.axis_name)
         known = ends & _axes.everywhere(moved, context.axis_name)  # at the first call nothing has moved yet
-        marks = jnp.where(ends, jnp.stack([here, middle]), jnp.stack([start, here]))
+        marks = jnp.where(ends, jnp.stack([here.sketches, middle]), jnp.stack([start, here.sketches]))
         return known | (nothing > 0), cosine + nothing, AlignmentState(marks)
 
-    return _flow.cond(is_due(state, call), look, lambda: (nothing > 0, nothing, state))
+    return _flow.cond(is_due(state, call), follow, lambda: (nothing > 0, nothing, state))
 
 
 def is_power_of_two(n: jax.Array) -> jax.Array:
@@ -75,8 +95,14 @@ def is_power_of_two(n: jax.Array) -> jax.Array:
     return (n & (n - 1)) == 0
 
 
+def _no(x: jax.Array) -> jax.Array:
+    """False, typed as varying over the axes over which `x` does."""
+    return jnp.ravel(x)[0] > jnp.inf
+
+
 def _cosine(first: jax.Array, second: jax.Array, sizes: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Whether an array moved in both stretches, and the cosines of those that did, averaged by size."""
+    first, second = _near_one(first), _near_one(second)
     lengths = jnp.linalg.norm(first, axis=-1) * jnp.linalg.norm(second, axis=-1)
     cosines = jnp.sum(first * second, axis=-1) / jnp.where(lengths > 0, lengths, 1)
     weights = jnp.where(lengths > 0, sizes, 0)
@@ -84,23 +110,54 @@ def _cosine(first: jax.Array, second: jax.Array, sizes: jax.Array) -> tuple[jax.
     return (total > 0) & jnp.all(jnp.isfinite(cosines)), jnp.sum(weights * cosines) / jnp.maximum(total, 1)
 
 
+def _near_one(rows: jax.Array) -> jax.Array:
+    """Each row times a power of two, so that its square is a number whatever its unit."""
+    most = jnp.max(jnp.abs(rows), axis=-1, keepdims=True)
+    _, exponent = jnp.frexp(jnp.where(jnp.isfinite(most), most, 1))
+    return jnp.ldexp(rows, -exponent)
+
+
 def _sizes(arrays: list[Any], axis_name: Any) -> jax.Array:
     """How many entries each array has on all devices."""
     return jnp.array([jnp.size(p) * _axes.num_shards(p, axis_name) for p in arrays], jnp.float32)
 
 
-def _sketch(p: Any, axis_name: Any) -> jax.Array:
-    """Signed sums of the entries of an array: over all axes but the longest, which is folded."""
-    x = jnp.atleast_1d(jnp.asarray(p))
-    x = (jnp.real(x) + jnp.imag(x) if jnp.iscomplexobj(x) else x).astype(jnp.float32)
+def _sketch(p: Any, num_sums: int, axis_name: Any) -> jax.Array:
+    """Signed sums of the entries of an array: over all axes but the longest, which is folded.
+
+    An infinite entry is a mask that nothing moves, and counts as zero.
+    """
+    x = _parts(p)
+    x = jnp.where(jnp.isinf(x), 0, x)
     longest = int(np.argmax(x.shape))
-    sums = jnp.sum(_signs(x.shape) * x, axis=tuple(axis for axis in range(x.ndim) if axis != longest))
-    folded = jnp.pad(sums, (0, -sums.size % _SUMS)).reshape(-1, _SUMS).sum(axis=0)
+    signs = _signs(x.shape, _axes.shard(p, axis_name))
+    sums = jnp.sum(signs * x, axis=tuple(axis for axis in range(x.ndim) if axis != longest))
+    folded = jnp.pad(sums, (0, -sums.size % num_sums)).reshape(-1, num_sums).sum(axis=0)
     return _axes.sum_of_shards(folded, p, axis_name)
 
 
-def _signs(shape: tuple[int, ...]) -> jax.Array:
-    """1 or -1 for each entry, by a hash of its place."""
-    h = _tree.places(shape) * jnp.uint32(0x9E3779B9)
+def _parts(p: Any) -> jax.Array:
+    """The array in float32, with an axis at least; a complex one as its real and imaginary parts."""
+    x = jnp.atleast_1d(jnp.asarray(p))
+    return (jnp.stack([x.real, x.imag]) if jnp.iscomplexobj(x) else x).astype(jnp.float32)
+
+
+def _signs(shape: tuple[int, ...], shard: Any) -> jax.Array:
+    """1 or -1 for each entry, by a hash of its place; `shard` is the number of the part that a device holds."""
+    places = _tree.places(shape) + jnp.uint32(math.prod(shape) % 2**32) * jnp.asarray(shard, jnp.uint32)
+    h = places * jnp.uint32(0x9E3779B9)
     h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
     return jnp.where((h ^ (h >> 13)) >> 31 == 0, jnp.float32(1), jnp.float32(-1))
+
+
+def _is_decayed(p: Any, u: Any, axis_name: Any) -> jax.Array:
+    """Whether a step takes an array straight to zero: weight decay, and no gradient.
+
+    It keeps its direction for ever, at any learning rate.
+    """
+    if jnp.size(p) * _axes.num_shards(p, axis_name) == 1:
+        return jnp.zeros((), bool)
+    x, y = _parts(p), _parts(u)
+    products = jnp.stack([jnp.sum(x * y), jnp.sum(x * x), jnp.sum(y * y)])
+    xy, xx, yy = _axes.sum_of_shards(products, p, axis_name)
+    return (xy < 0) & ((xy / xx) * (xy / yy) > 1 - _ASIDE)

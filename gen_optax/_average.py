@@ -143,7 +143,8 @@ def _mix(average: jax.Array, p: Any, weight: jax.Array, call: jax.Array) -> jax.
         return jnp.asarray(p, average.dtype)
     dtype = jnp.promote_types(jnp.result_type(p), jnp.float32)
     before = average.astype(dtype)
-    return _rounded(before + weight.astype(_tree.real(dtype)) * (jnp.asarray(p, dtype) - before), average.dtype, call)
+    (change,) = _tree.difference([p], [before])
+    return _rounded(before + weight.astype(_tree.real(dtype)) * change, average.dtype, call)
 
 
 def _rounded(x: jax.Array, dtype: Any, call: jax.Array) -> jax.Array:

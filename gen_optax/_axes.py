@@ -50,6 +50,14 @@ def sum_of_shards(x: jax.Array, p: Any, axis_name: Any) -> jax.Array:
     return jax.lax.psum(x, names) if names else x
 
 
+def shard(p: Any, axis_name: Any) -> Any:
+    """The number of the part of `p` that this device holds, from zero; 0 where it holds all of it."""
+    number = 0
+    for name in sorted(varying(p) & set(_names(axis_name)), key=str):
+        number = number * jax.lax.psum(1, name) + jax.lax.axis_index(name)
+    return number
+
+
 def num_shards(x: Any, axis_name: Any) -> int:
     """Over how many devices of the axes `x` is known to be split."""
     return math.prod(jax.lax.psum(1, name) for name in varying(x) & set(_names(axis_name)))

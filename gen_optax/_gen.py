@@ -76,7 +76,7 @@ class GenState(NamedTuple):
     probe: Any  # () or, along the path, `PathState`: the parameters where the path starts
     controller: Any  # what the controller remembers: scalars
     average: Any  # `AverageState`, a copy of the parameters, or `NoAverage`
-    alignment: Any  # () or `AlignmentState`: 512 numbers for each array of the parameters
+    alignment: Any  # () or `AlignmentState`: up to 512 numbers for each array of the parameters
     info: GenInfo
 
 
@@ -387,15 +387,15 @@ class _Rule:
         begins = direction.begins(state.probe, context, status)
         taken = _flow.both(_average.is_due(state.average, call), _flow.both(heard, ~overshot(status)))
         due = _alignment.is_due(state.alignment, call)
-        kept = None if due is False else state.alignment.marks[0]
+        elsewhere = None if due is False else _alignment.look_away(state.alignment, context)
 
         def remember():
             new = anchor if begins is False else jax.tree.map(lambda p, a: jnp.where(begins, p, a), params, anchor)
-            here = _flow.cond(due, lambda: _alignment.sketches(context), lambda: kept)
+            here = _flow.cond(due, lambda: _alignment.look(state.alignment, context), lambda: elsewhere)
             return new, _average.update(state.average, params, call, taken), here
 
         wanted = _flow.either(_flow.either(begins, taken), due)
-        return _flow.cond(wanted, remember, lambda: (anchor, state.average, kept))
+        return _flow.cond(wanted, remember, lambda: (anchor, state.average, elsewhere))
 
     def _context(self, updates: Any, state: GenState, params: Any, extra_args: dict[str, Any]) -> Context:
         """What `update` was given, checked."""

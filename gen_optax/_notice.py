@@ -41,7 +41,8 @@ _ADVICE = {
     "key, so probes do without it. Return both from one function, or leave value out",
     Notice.GRADIENT_DIFFERS: "value_fn does not fall along the step as the gradient given to update says. Where the "
     "loss has a stop_gradient (a target, a codebook), hand over as value_fn a loss without it that training has to "
-    "lower, and no value; see the page 'When it does not work'",
+    "lower, and no value; see the page 'When it does not work'. Where gradients are clipped or scaled before gen, do "
+    "that inside: gen(optax.chain(clip, base))",
     Notice.UPHILL: "the updates of the base point uphill. optax.scale_by_...() has no sign: put optax.scale(-1.0) "
     "behind it, or take the optimizer of that name, at learning rate 1",
     Notice.BATCH_SEEN: "all batches come back within a few calls, so steps are judged on data that they were taken on. "

@@ -37,13 +37,14 @@ def scale(updates: optax.Updates, factor: jax.Array) -> optax.Updates:
 
 
 def difference(new: optax.Params, old: optax.Params) -> optax.Updates:
-    """`new - old` in float32 at least; zero for integer leaves."""
+    """`new - old` in float32 at least; zero for integer leaves, and where both are the same infinity."""
 
     def minus(x, y):
         if not is_inexact(x):
             return jnp.zeros_like(x)
         dtype = jnp.promote_types(jnp.result_type(x), jnp.float32)
-        return jnp.asarray(x, dtype) - jnp.asarray(y, dtype)
+        x, y = jnp.asarray(x, dtype), jnp.asarray(y, dtype)
+        return jnp.where(x == y, 0, x - y)
 
     return jax.tree.map(minus, new, old)
 

@@ -9,6 +9,7 @@ import math
 import re
 import sys
 import traceback
+import types
 from typing import Any
 
 import jax
@@ -216,6 +217,26 @@ def manually_sharded(options):
     return train(jax.jit(step), params, state, batch)
 
 
+def alignment_of_shards():
+    """The alignment of one array, whole and sharded by hand: some shards turn round, and the others do not."""
+    turned = jnp.repeat(jnp.array([1.0, 1, -1, 1, -1, 1, 1, 1]), 8)[:, None] * jnp.ones((64, 300))
+    points = [0 * turned, jnp.ones((64, 300)), jnp.ones((64, 300)) + turned]
+    calls = (_alignment._FIRST, 3 * _alignment._FIRST // 2, 2 * _alignment._FIRST)
+
+    def cosine(*points, axis_name=None):
+        state = _alignment.init(points[0])
+        for call, params in zip(calls, points, strict=True):
+            count, rate = jnp.int32(call - 1), jnp.float32(1)
+            context = types.SimpleNamespace(
+                params=params, updates=0 * params, count=count, learning_rate=rate, axis_name=axis_name
+            )
+            _, found, state = _alignment.update(state, _alignment.look(state, context), context)
+        return found
+
+    by_hand = jax.shard_map(functools.partial(cosine, axis_name="data"), mesh=mesh(), in_specs=P("data"), out_specs=P())
+    return {"whole": float(cosine(*points)), "sharded": float(by_hand(*points))}
+
+
 def one_model_per_device(options):
     """Eight models on the same data, each with a learning rate of its own; the first is that of `problem`."""
     params, batch = problem()
@@ -338,6 +359,7 @@ CASES = {
     ),
     "shard_map, unchecked, free slope": functools.partial(unchecked, "free slope", False, True),
     "shard_map, local loss, alignment": functools.partial(under_shard_map, "alignment", averaged=False),
+    "alignment of shards": alignment_of_shards,
     "pmap, alignment": functools.partial(under_pmap, "alignment"),
     "pmap, retrospective": functools.partial(under_pmap, "retrospective"),
     **{

@@ -17,14 +17,18 @@ from gen_optax import _alignment
 START, TURN, END = 128, 192, 256
 
 
-def cosine_of(*points):
+def cosine_of(*points, steps=None):
     """The alignment at the last of three points that a run is at when stretches begin and end."""
     state = _alignment.init(points[0])
     for call, params in zip((START, TURN, END), points, strict=True):
         context = types.SimpleNamespace(
-            params=params, count=jnp.int32(call - 1), learning_rate=jnp.float32(1), axis_name=None
+            params=params,
+            updates=jax.tree.map(jnp.zeros_like, params) if steps is None else steps,
+            count=jnp.int32(call - 1),
+            learning_rate=jnp.float32(1),
+            axis_name=None,
         )
-        here = _alignment.sketches(context) if _alignment.is_due(state, call) else None
+        here = _alignment.look(state, context) if _alignment.is_due(state, call) else None
         known, cosine, state = _alignment.update(state, here, context)
         assert bool(known) == (call == END and bool(known))
     return float(cosine) if known else None
@@ -80,17 +84,82 @@ def test_what_does_not_move_has_no_direction():
     assert cosine_of(*[points[0]] * 3) is None
     assert cosine_of(points[0], points[1], points[1]) is None
     assert cosine_of(*[{"steps": jnp.arange(3)}] * 3) is None
-    for bad in (jnp.nan, jnp.inf):
-        assert cosine_of(points[0], points[1], points[2].at[3].set(bad)) is None
+    assert cosine_of(points[0], points[1], points[2].at[3].set(jnp.nan)) is None
+
+
+def test_a_mask_of_infinities_has_no_say():
+    points = stretches(np.random.default_rng(0), (50,), 0.6)
+    masked = [{"a": a, "mask": jnp.array([0.0, -jnp.inf])} for a in points]
+    assert cosine_of(*masked) == pytest.approx(0.6, abs=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.complex64])
+def test_what_is_only_decayed_has_no_say(dtype):
+    """Decay takes it straight to zero, and for ever: a cosine of 1."""
+    rng = np.random.default_rng(0)
+    points, idle = stretches(rng, (50,), 0.1), jnp.asarray(rng.normal(size=(40, 30)), dtype)
+    params = [{"a": a, "idle": factor * idle} for a, factor in zip(points, (1, 0.9, 0.8), strict=True)]
+    trained = {"a": jnp.ones(50), "idle": idle + 0.1 * jnp.asarray(rng.normal(size=(40, 30)), dtype)}
+    assert cosine_of(*params, steps=trained) > 0.8
+    assert cosine_of(*params, steps=trained | {"idle": (-1e-4 * idle).astype(dtype)}) == pytest.approx(0.1, abs=1e-3)
+
+
+def test_steps_away_from_zero_and_those_of_a_single_number_count():
+    points = [{"a": jnp.array(a), "b": jnp.array([a])} for a in (1.0, 2.0, 4.0)]
+    assert cosine_of(*points, steps=jax.tree.map(jnp.negative, points[0])) == pytest.approx(1)
+    points = [a * jnp.ones(9) for a in (1.0, 2.0, 4.0)]
+    assert cosine_of(*points, steps=points[0]) == pytest.approx(1)
+    assert cosine_of(*points, steps=-points[0]) is None
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-20, 1e18, 1e30])
+def test_no_unit_is_too_small_or_too_large(unit):
+    points = stretches(np.random.default_rng(0), (50,), 0.6)
+    points = [{"a": unit * (a - points[0]), "b": b} for a, b in zip(points, points, strict=True)]
+    assert cosine_of(*points) == pytest.approx(0.6, abs=1e-3)
+
+
+def test_sums_are_no_more_than_an_array_has_entries():
+    params = {"a": jnp.zeros(()), "b": jnp.zeros((3, 4)), "c": jnp.zeros((0, 2))}
+    assert _alignment.init(params).marks.shape == (2, 3, 12)
+    assert _alignment.init(params | {"d": jnp.zeros((2, 5000))}).marks.shape == (2, 4, 256)
+    assert _alignment.init({}).marks.shape == (2, 0, 0)
 
 
 def test_complex_and_short_numbers():
     rng = np.random.default_rng(0)
     parts = [stretches(rng, (40,), 0.7) for _ in range(2)]
     assert cosine_of(*[a + 1j * b for a, b in zip(*parts, strict=True)]) == pytest.approx(0.7, abs=0.3)
-    assert cosine_of(*[1j * b for b in parts[1]]) == pytest.approx(0.7, abs=1e-3)
+    assert cosine_of(*[1j * b for b in parts[1]]) == pytest.approx(0.7, abs=0.3)
+    direction = jnp.asarray(rng.normal(size=400), jnp.float32)
+    quarter_turn = [0 * direction, direction, (1 + 1j) * direction]
+    assert cosine_of(*map(jnp.asarray, quarter_turn)) == pytest.approx(0, abs=0.25)
     points = [(x - parts[0][0]).astype(jnp.bfloat16) for x in parts[0]]
     assert cosine_of(*points) == pytest.approx(0.7, abs=0.02)
+
+
+@pytest.mark.parametrize("weight_decay", [1e-4, 1e-2])
+def test_an_array_without_a_gradient_changes_nothing(weight_decay):
+    """A backbone behind stop_gradient among the parameters, with the usual weight decay."""
+    x = jax.random.normal(jax.random.key(0), (512, 32, 4))
+    idle = jax.random.normal(jax.random.key(1), (200, 8))
+
+    def loss(params, x):
+        return jnp.mean((x @ params["w"] - jnp.sin(x[:, 0])) ** 2)
+
+    def run(params):
+        tx = gen_optax.gen_adamw(weight_decay=weight_decay)
+
+        def step(carry, x):
+            params, state = carry
+            value, grads = jax.value_and_grad(loss)(params, x)
+            updates, state = tx.update(grads, state, params, value=value, value_fn=loss, x=x)
+            return (optax.apply_updates(params, updates), state), gen_state(state).learning_rate
+
+        return jax.jit(lambda: jax.lax.scan(step, (params, tx.init(params)), x)[1])()
+
+    w = jnp.zeros(4)
+    np.testing.assert_allclose(run({"w": w, "idle": idle}), run({"w": w}), rtol=1e-4)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -298,3 +298,26 @@ def test_it_costs_no_forward_pass():
     assert kept.cost_analysis()["flops"] - without.cost_analysis()["flops"] < 10 * size
     grown = kept.memory_analysis().argument_size_in_bytes - without.memory_analysis().argument_size_in_bytes
     assert grown == 4 * size + 4
+
+
+def test_a_mask_of_infinities_stays_and_stops_nothing():
+    """A buffer of an attention's mask among the parameters, which every optimizer of optax leaves alone."""
+    mask = jnp.array([0.0, -jnp.inf, 0.0])
+
+    def loss(params):
+        logits = params["w"] + jax.lax.stop_gradient(params["mask"])
+        return -jax.nn.log_softmax(logits)[0] + 0.1 * jnp.sum(params["w"] ** 2)
+
+    def run(params, loss):
+        tx = gen_optax.gen_adam(value_fn=loss)
+        state = tx.init(params)
+        for _ in range(100):
+            updates, state = jax.jit(tx.update)(jax.grad(loss)(params), state, params)
+            params = optax.apply_updates(params, updates)
+        return gen_state(state).learning_rate, gen_optax.averaged_params(state, params)
+
+    rate, model = run({"w": jnp.zeros(3), "mask": mask}, loss)
+    expected, without = run(jnp.zeros(3), lambda w: loss({"w": w, "mask": mask}))
+    np.testing.assert_allclose(rate, expected, rtol=1e-4)
+    np.testing.assert_allclose(model["w"], without, rtol=1e-4, atol=1e-6)
+    assert np.array_equal(model["mask"], mask)

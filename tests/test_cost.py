@@ -280,7 +280,7 @@ def test_map_holds_one_copy_of_the_parameters_and_vmap_one_each(points):
 def test_the_state_is_a_few_scalars(name, controller):
     """Bytes of it, whatever the size of the model; a copy of the parameters along the path, one for their average.
 
-    And with `balance` 512 numbers for each array of the parameters.
+    And with `balance` two sketches of the parameters, 256 numbers for each array at most.
     """
     probe = PROBES[name] if controller == GIVEN or PROBES[name].direction.independent else INDEPENDENT["exact"]
     is_path = isinstance(probe.direction, gen_optax.Path)

@@ -71,6 +71,13 @@ def test_devices_may_train_models_of_their_own(results, options):
     assert result["distinct"] > 1
 
 
+def test_shards_have_signs_of_their_own(results):
+    """Else what they do together would count alone, and not that some go another way."""
+    found = results["alignment of shards"]
+    assert found["whole"] == pytest.approx(0.5, abs=0.15)
+    assert found["sharded"] == pytest.approx(found["whole"], rel=1e-5)
+
+
 @cases("NaN")
 def test_all_devices_draw_the_same_conclusion(result, request):
     assert len(set(result["rates"])) == 1
