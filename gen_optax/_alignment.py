@@ -47,7 +47,7 @@ class Here(NamedTuple):
 
 def init(params: Any) -> AlignmentState:
     """Nothing was seen yet."""
-    sizes = [jnp.size(p) for p in _tree.inexact(params)]
+    sizes = [jax.eval_shape(_parts, p).size for p in _tree.inexact(params)]
     return AlignmentState(jnp.zeros((2, len(sizes), min(_SUMS, max(sizes, default=0))), jnp.float32))
 
 

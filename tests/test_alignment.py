@@ -123,6 +123,7 @@ def test_sums_are_no_more_than_an_array_has_entries():
     params = {"a": jnp.zeros(()), "b": jnp.zeros((3, 4)), "c": jnp.zeros((0, 2))}
     assert _alignment.init(params).marks.shape == (2, 3, 12)
     assert _alignment.init(params | {"d": jnp.zeros((2, 5000))}).marks.shape == (2, 4, 256)
+    assert _alignment.init({"a": jnp.zeros(3, complex)}).marks.shape == (2, 1, 6)
     assert _alignment.init({}).marks.shape == (2, 0, 0)
 
 
