@@ -44,6 +44,9 @@ def run(study: Study) -> None:
             study.train(workload, [*METHODS, *tuned], num_steps=num_steps)
 
 
+Gains = Mapping[str, Mapping[str, Mapping[float, float]]]  # of each method, by workload and factor
+
+
 def gains_of(results: store.Store) -> dict[str, dict[str, dict[float, float]]]:
     """The gain of each method at each length, `{method: {workload: {factor: gain}}}`, with more than one length."""
     return _gains_of(_at_all_lengths(results))
@@ -86,7 +89,8 @@ def section(results: store.Store) -> str | None:
             "Runs have a quarter to ten times the workload's own steps. `gen_horizon` stands beside the better of a "
             "constant rate and a linear decay, `gen` beside the constant rate; all are tuned again at each length. The "
             "slope says what ten times the steps add to the gain, in per cent. It is a fit by least squares against "
-            "log10 of the length, with an intercept for every workload.",
+            "log10 of the length, with an intercept for every workload. It is fitted again without the workload whose "
+            "gains lie furthest apart.",
             pages.table_of(results, entries, _TREND, _trends(gains)),
             "Per cent by which the mean metric is better (+) or worse (-); -∞ where a seed diverged or failed.",
             pages.table_of(results, entries, ["", "workload", *lengths_header], by_length),
@@ -157,8 +161,25 @@ def _centred(values: np.ndarray) -> np.ndarray:
 _TREND = ["", "slope per tenfold length", "standard error", "workloads", "gains in the fit", "failed, left out"]
 
 
-def _trends(gains: Mapping[str, Mapping[str, Mapping[float, float]]]) -> list[list[Any]]:
-    return [[method, *trend(of_workloads)] for method, of_workloads in gains.items()]
+def _trends(gains: Gains) -> list[list[Any]]:
+    uneven = least_even(gains)
+    fewer = {f"{method}, without `{uneven}`": of for method, of in without(gains, uneven).items()} if uneven else {}
+    return [[name, *trend(of_workloads)] for name, of_workloads in {**gains, **fewer}.items()]
+
+
+def least_even(gains: Gains) -> str | None:
+    """The workload whose gains lie furthest apart, which can decide a fit alone; None of fewer than three."""
+    spans: dict[str, float] = {}
+    for of_workloads in gains.values():
+        for workload, entries in of_workloads.items():
+            if finite := [gain for gain in entries.values() if math.isfinite(gain)]:
+                spans[workload] = max(spans.get(workload, 0.0), max(finite) - min(finite))
+    return max(spans, key=spans.__getitem__) if len(spans) > 2 else None
+
+
+def without(gains: Gains, workload: str) -> Gains:
+    """The gains of all other workloads."""
+    return {method: {name: of[name] for name in of if name != workload} for method, of in gains.items()}
 
 
 def _test_metrics(cells_at: Mapping[float, pages.Cells]) -> list[str]:

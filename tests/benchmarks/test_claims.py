@@ -50,9 +50,9 @@ def test_gains_beside_the_tuned_schedule(results):
     assert claims._level(results) == {"workloads": "3", "horizon": "2", "open_end": "3"}
     assert claims._behind(results) == {"list": "`behind` (-25 and 5)"}
     assert claims._rates_behind(results) == {"list": "0.25 on `behind`"}
-    assert claims._open_end(results) == {"near": "3", "both": "3"}
+    assert claims._open_end(results) == {"near": "3", "both": "3", "limit": "3"}
     put(results, "behind", "gen", 0.5)
-    assert claims._open_end(results) == {"near": "2", "both": "3"}
+    assert claims._open_end(results) == {"near": "2", "both": "3", "limit": "3"}
     states = [line.split(" | ")[1].removesuffix(" |") for line in claims._goals(results).splitlines()[2:]]
     assert states[0] == (
         "missed: of 3 workloads it is level on 2, within 1 % on 2 and within 3 % on 2; the worst is `behind` with -25 %"
@@ -60,7 +60,7 @@ def test_gains_beside_the_tuned_schedule(results):
     assert states[1].startswith("missed: of 3 workloads it is level on 2, within 1 % on 2")
     assert states[1].endswith("the worst is `behind` with -38 %")
     assert states[2:5] == [claims._NOT_MEASURED] * 3
-    assert states[5] == "open: 8 constants, with all their rows on no workload"
+    assert states[5] == "open: 8 constants, workloads with all their rows: 0"
 
 
 def test_a_goal_is_met_where_most_are_level_and_none_is_far_behind():
@@ -74,15 +74,20 @@ def test_a_goal_is_met_where_most_are_level_and_none_is_far_behind():
 
 
 def test_the_goals_of_lengths_ranks_and_stress(results, monkeypatch):
-    def trend_goal(slopes, factors):
-        gains = {"a": dict(zip(factors, slopes, strict=True)), "b": {1: 0, 4: 0}}
+    def trend_goal(slopes, factors, others=(0, 0)):
+        even = dict(zip((1, 4), others, strict=True))
+        gains = {"a": dict(zip(factors, slopes, strict=True)), "b": even, "c": even}
         monkeypatch.setattr(claims._lengths, "gains_of", lambda _: {"gen_horizon": gains, "gen": gains})
         return claims._trend_goal(results)
 
-    assert trend_goal((0.0, -1.0, 1.0), (1, 4, 10)).startswith("met: slopes of ")
-    assert trend_goal((0.0, 1.0, -0.1), (0.25, 1, 4)).endswith("over 0.25 to 4 times the steps")
+    assert trend_goal((0.0, -1.0, 1.0), (1, 4, 10)).startswith("met: per cent for ten times the steps")
+    assert trend_goal((0.0, 1.0, -0.1), (0.25, 1, 4)).endswith("; 3 workloads, 0.25 to 4 times the steps")
     assert trend_goal((0.0, 1.0, -0.1), (0.25, 1, 4)).startswith("open: ")
-    assert trend_goal((-60.0, 0.0, 40.0), (0.1, 1, 10)).startswith("missed: slopes of +")
+    assert trend_goal((-60.0, 0.0, 40.0), (0.1, 1, 10)).startswith("missed: per cent for ten times the steps, +")
+    # One workload alone does not hide what all others show.
+    hidden = trend_goal((500.0, -500.0, 400.0), (0.25, 1, 10), others=(0, 6))
+    assert hidden.startswith("missed: ")
+    assert "without `a` +10 ± 0 and +10 ± 0" in hidden
 
     ranks = {"gen_horizon": 2.0, "gen": 3.0, claims.quality.TUNED: 1.0, "untuned SGD, 0.1": 1.0, "prodigy": 2.5}
     monkeypatch.setattr(claims.quality, "groups_of", lambda _: {"a": {}})
@@ -105,15 +110,15 @@ def test_the_ablation_is_of_workloads_with_all_rows(results):
         for setting in known:
             put(results, workload, f"gen_horizon:{setting}", 0.5, seed=101)
     assert claims._ablation(results) == {"list": "`whole`"}
-    assert claims._constants_goal(results) == "met: 8 constants, with all their rows on `whole`"
+    assert claims._constants_goal(results) == "met: 8 constants, workloads with all their rows: 1"
 
 
 def test_rows_of_the_ablation_that_are_far_behind(monkeypatch, results):
     medians = {"sigma=1": -1.1, "memory=1": -0.9, "memory=4": 3.0, "sigma=2": -50.0}
     monkeypatch.setattr(claims.defaults, "medians_of_constants", lambda _: medians)
-    assert claims._ablated(results) == {"list": "`sigma=1` and `sigma=2`"}
+    assert claims._ablated(results) == {"list": "`sigma=1` and `sigma=2`", "limit": "1"}
     monkeypatch.setattr(claims.defaults, "medians_of_constants", lambda _: {"memory=1": -0.9})
-    assert claims._ablated(results) == {"list": "none"}
+    assert claims._ablated(results) == {"list": "none", "limit": "1"}
 
 
 def test_the_medians_of_the_ablation_are_of_workloads_with_all_rows(monkeypatch, results):

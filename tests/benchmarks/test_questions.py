@@ -275,6 +275,20 @@ def test_the_trend_with_the_length():
     assert math.isnan(_lengths.trend({}).slope)
 
 
+def test_the_trend_is_fitted_again_without_the_least_even_workload():
+    gains = {"gen": {"a": {1: 0.0, 10: 1.0}, "b": {1: 5.0, 10: -3.0}}, "gen_horizon": {"a": {1: 1.0}}}
+    assert _lengths.least_even(gains) is None
+    gains["gen_horizon"]["c"] = {1: 2.0, 10: 3.0, 4: -math.inf}
+    assert _lengths.least_even(gains) == "b"
+    assert _lengths.without(gains, "b") == {"gen": {"a": gains["gen"]["a"]}, "gen_horizon": gains["gen_horizon"]}
+    assert [row[0] for row in _lengths._trends(gains)] == [
+        "gen",
+        "gen_horizon",
+        "gen, without `b`",
+        "gen_horizon, without `b`",
+    ]
+
+
 def test_breakdown_on_a_parabola(study):
     """Where the loss is a parabola, the prediction is exact, and the page says so."""
 
