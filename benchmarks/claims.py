@@ -15,7 +15,7 @@ import numpy as np
 import gen_optax
 from benchmarks import methods, store
 from benchmarks import report as pages
-from benchmarks.questions import _lengths, authors, defaults, overhead, precision, quality, robustness
+from benchmarks.questions import _lengths, authors, defaults, overhead, precision, quality, robustness, sensitivity
 
 Numbers = Mapping[str, str]
 
@@ -188,6 +188,7 @@ def _goals(results: store.Store) -> str | None:
         ["no trend with the length of runs", _trend_goal(results)],
         ["first by mean rank among methods without a rate", _rank_goal(results)],
         ["nothing lost under [stress](results/defaults.md)", _stress_goal(results)],
+        ["nothing lost over [given rates](results/sensitivity.md), 1e-8 to 1e2", _given_rates_goal(results)],
         ["at most eight constants, each with [rows](results/defaults.md)", _constants_goal(results)],
     ]
     return pages.table(["goal", "state"], lines)
@@ -246,6 +247,13 @@ def _stress_goal(results: store.Store) -> str:
         return _NOT_MEASURED
     lost, runs = map(sum, zip(*known, strict=True))
     return f"{'missed' if lost else 'met'}: {lost} of {runs} runs"
+
+
+def _given_rates_goal(results: store.Store) -> str:
+    """The runs that did not end, of those of GeN at its defaults which are given a rate to begin with."""
+    found = sensitivity.at_given_rates(results)
+    lost = sum(cell["diverged"] for cell in found)
+    return f"{'missed' if lost else 'met'}: {lost} of {len(found)} runs" if found else _NOT_MEASURED
 
 
 def _constants_goal(results: store.Store) -> str:

@@ -4,6 +4,8 @@ One setting at a time is moved away from the defaults, with a horizon; sigma and
 initial rate also for Algorithm 1.
 """
 
+from typing import Any
+
 import numpy as np
 
 from benchmarks import methods, store
@@ -51,6 +53,13 @@ def plan() -> dict[str, dict[str, str]]:
         factor: {value: str(methods.parse(template.format(value))) for value in values}
         for factor, (template, values) in FACTORS.items()
     }
+
+
+def at_given_rates(results: store.Store) -> list[dict[str, Any]]:
+    """The cells of GeN at its defaults that were given a rate to begin with, on all workloads."""
+    given = {method for value, method in plan()["initial rate"].items() if value != "none"}
+    by_method = [pages.by_method(results, workload) for workload in results.workloads()]
+    return [cell for seen in by_method for method in given & seen.keys() for cell in seen[method]]
 
 
 def report(results: store.Store) -> str | None:

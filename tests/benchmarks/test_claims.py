@@ -59,8 +59,8 @@ def test_gains_beside_the_tuned_schedule(results):
     )
     assert states[1].startswith("missed: of 3 workloads it is level on 2, within 1 % on 2")
     assert states[1].endswith("the worst is `behind` with -38 %")
-    assert states[2:5] == [claims._NOT_MEASURED] * 3
-    assert states[5] == "open: 8 constants, workloads with all their rows: 0"
+    assert states[2:6] == [claims._NOT_MEASURED] * 4
+    assert states[6] == "open: 8 constants, workloads with all their rows: 0"
 
 
 def test_a_goal_is_met_where_most_are_level_and_none_is_far_behind():
@@ -100,6 +100,11 @@ def test_the_goals_of_lengths_ranks_and_stress(results, monkeypatch):
     lost = {"gen_horizon": (0, 60), "gen": (0, 60)}
     monkeypatch.setattr(claims.defaults, "lost_under_stress", lambda *_: lost)
     assert claims._stress_goal(results) == "met: 0 of 240 runs"
+    cells = [{"diverged": False}, {"diverged": False}]
+    monkeypatch.setattr(claims.sensitivity, "at_given_rates", lambda _: cells)
+    assert claims._given_rates_goal(results) == "met: 0 of 2 runs"
+    cells[1]["diverged"] = True
+    assert claims._given_rates_goal(results) == "missed: 1 of 2 runs"
     lost["gen"] = (1, 60)
     assert claims._stress_goal(results) == "missed: 2 of 240 runs"
 
