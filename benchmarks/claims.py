@@ -135,7 +135,7 @@ def _trend(results: store.Store) -> Numbers | None:
     uneven = _lengths.least_even(gains)
     if uneven is None:
         return None
-    fits = _trends(results)
+    fits = list(_lengths.trends(gains).values())
     if not all(math.isfinite(number) for fit in fits for number in (fit.slope, fit.standard_error)):
         return None
     factors = [factor for entries in gains["gen_horizon"].values() for factor in entries]
@@ -147,13 +147,6 @@ def _trend(results: store.Store) -> Numbers | None:
         "least": f"{min(factors):g}",
         "most": f"{max(factors):g}",
     }
-
-
-def _trends(results: store.Store) -> list[_lengths.Trend]:
-    """With a horizon and with an open end; then the same without the workload whose gains lie furthest apart."""
-    gains = _lengths.gains_of(results)
-    fewer = _lengths.without(gains, _lengths.least_even(gains) or "")
-    return [_lengths.trend(of[method]) for of in (gains, fewer) for method in ("gen_horizon", "gen")]
 
 
 _OPEN_END_BEHIND = 3.0  # per cent, at most
@@ -213,7 +206,9 @@ def _trend_goal(results: store.Store) -> str:
     numbers = _trend(results)
     if numbers is None:
         return _NOT_MEASURED
-    if any(abs(entry.slope) > 2 * entry.standard_error for entry in _trends(results)):
+    if any(
+        abs(entry.slope) > 2 * entry.standard_error for entry in _lengths.trends(_lengths.gains_of(results)).values()
+    ):
         state = "missed"
     else:
         state = "met" if float(numbers["most"]) >= max(_lengths.FACTORS) else "open"

@@ -101,20 +101,18 @@ def _no(x: jax.Array) -> jax.Array:
 
 
 def _cosine(first: jax.Array, second: jax.Array, sizes: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Whether an array moved in both stretches, and the cosines of those that did, averaged by size."""
-    first, second = _near_one(first), _near_one(second)
+    """Whether an array moved in both stretches, and the cosines of those that did, averaged by size.
+
+    One with entries that are not finite, such as a mask, has no cosine.
+    """
+    # No unit is too small or too large to be squared.
+    first, second = (rows / jax.vmap(_tree.power_of_two)(rows)[:, None] for rows in (first, second))
     lengths = jnp.linalg.norm(first, axis=-1) * jnp.linalg.norm(second, axis=-1)
     cosines = jnp.sum(first * second, axis=-1) / jnp.where(lengths > 0, lengths, 1)
-    weights = jnp.where(lengths > 0, sizes, 0)
+    counts = (lengths > 0) & jnp.isfinite(cosines)
+    weights = jnp.where(counts, sizes, 0)
     total = jnp.sum(weights)
-    return (total > 0) & jnp.all(jnp.isfinite(cosines)), jnp.sum(weights * cosines) / jnp.maximum(total, 1)
-
-
-def _near_one(rows: jax.Array) -> jax.Array:
-    """Each row times a power of two, so that its square is a number whatever its unit."""
-    most = jnp.max(jnp.abs(rows), axis=-1, keepdims=True)
-    _, exponent = jnp.frexp(jnp.where(jnp.isfinite(most), most, 1))
-    return jnp.ldexp(rows, -exponent)
+    return total > 0, jnp.sum(weights * jnp.where(counts, cosines, 0)) / jnp.maximum(total, 1)
 
 
 def _sizes(arrays: list[Any], axis_name: Any) -> jax.Array:
@@ -123,12 +121,8 @@ def _sizes(arrays: list[Any], axis_name: Any) -> jax.Array:
 
 
 def _sketch(p: Any, num_sums: int, axis_name: Any) -> jax.Array:
-    """Signed sums of the entries of an array: over all axes but the longest, which is folded.
-
-    An infinite entry is a mask that nothing moves, and counts as zero.
-    """
+    """Signed sums of the entries of an array: over all axes but the longest, which is folded."""
     x = _parts(p)
-    x = jnp.where(jnp.isinf(x), 0, x)
     longest = int(np.argmax(x.shape))
     signs = _signs(x.shape, _axes.shard(p, axis_name))
     sums = jnp.sum(signs * x, axis=tuple(axis for axis in range(x.ndim) if axis != longest))

@@ -46,21 +46,21 @@ def inner_product(a: Any, step: Any, axis_name: Any, factor: jax.typing.ArrayLik
 
 def sum_of_shards(x: jax.Array, p: Any, axis_name: Any) -> jax.Array:
     """The sum of `x`, made of a part of `p`, over the devices that hold the other parts."""
-    names = tuple(sorted(varying(p) & set(_names(axis_name)), key=str))
+    names = _split_over(p, axis_name)
     return jax.lax.psum(x, names) if names else x
 
 
 def shard(p: Any, axis_name: Any) -> Any:
     """The number of the part of `p` that this device holds, from zero; 0 where it holds all of it."""
     number = 0
-    for name in sorted(varying(p) & set(_names(axis_name)), key=str):
+    for name in _split_over(p, axis_name):
         number = number * jax.lax.psum(1, name) + jax.lax.axis_index(name)
     return number
 
 
 def num_shards(x: Any, axis_name: Any) -> int:
     """Over how many devices of the axes `x` is known to be split."""
-    return math.prod(jax.lax.psum(1, name) for name in varying(x) & set(_names(axis_name)))
+    return math.prod(jax.lax.psum(1, name) for name in _split_over(x, axis_name))
 
 
 def varying(x: Any) -> frozenset[Any]:
@@ -109,6 +109,11 @@ def require_agreement(tree: Any, learning_rate: jax.Array, axis_name: Any) -> No
                 "return a loss that is averaged over them. Where each device trains a model of its own, its optimizer "
                 f"state has to vary as well: jax.lax.pcast(state, {shown}, to='varying')."
             )
+
+
+def _split_over(x: Any, axis_name: Any) -> tuple[Any, ...]:
+    """Those of the axes over which `x` is known to be split, in one order."""
+    return tuple(sorted(varying(x) & set(_names(axis_name)), key=str))
 
 
 def _names(axis_name: Any) -> tuple[Any, ...]:

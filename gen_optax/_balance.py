@@ -116,8 +116,8 @@ class Balance(Controller):
     near 1 where steps are too short to get anywhere, 0 for a random walk and negative where the parameters go to and
     fro. At `2 t` it becomes a wish, unless a decay has begun or the search goes on. The probes that follow fulfil it
     little by little. Sketches of the parameters serve for it, at most 512 numbers for each array, and no loss is
-    evaluated. An array that weight decay alone moves has no say. All that moves parameters between the calls has, such
-    as resets or projections: leave the alignment out where you do that again and again.
+    evaluated. An array that weight decay alone moves has no say. What else moves parameters between calls counts, such
+    as resets or projections: leave the alignment out where that happens again and again.
 
     A batch that the model has been trained on lately, or one like it, flatters the steps: data used several times in a
     row, sorted data, several epochs over one rollout. What it says then is not confirmed by the next path, which starts

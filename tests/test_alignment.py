@@ -84,7 +84,8 @@ def test_what_does_not_move_has_no_direction():
     assert cosine_of(*[points[0]] * 3) is None
     assert cosine_of(points[0], points[1], points[1]) is None
     assert cosine_of(*[{"steps": jnp.arange(3)}] * 3) is None
-    assert cosine_of(points[0], points[1], points[2].at[3].set(jnp.nan)) is None
+    for bad in (jnp.nan, jnp.inf):
+        assert cosine_of(points[0], points[1], points[2].at[3].set(bad)) is None
 
 
 def test_a_mask_of_infinities_has_no_say():
@@ -131,7 +132,7 @@ def test_complex_and_short_numbers():
     rng = np.random.default_rng(0)
     parts = [stretches(rng, (40,), 0.7) for _ in range(2)]
     assert cosine_of(*[a + 1j * b for a, b in zip(*parts, strict=True)]) == pytest.approx(0.7, abs=0.3)
-    assert cosine_of(*[1j * b for b in parts[1]]) == pytest.approx(0.7, abs=0.3)
+    assert cosine_of(*[1j * b for b in parts[1]]) == pytest.approx(0.7, abs=1e-3)
     direction = jnp.asarray(rng.normal(size=400), jnp.float32)
     quarter_turn = [0 * direction, direction, (1 + 1j) * direction]
     assert cosine_of(*map(jnp.asarray, quarter_turn)) == pytest.approx(0, abs=0.25)

@@ -6,7 +6,7 @@ do not show it. The baseline is the base optimizer at a constant rate and with a
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -91,7 +91,7 @@ def section(results: store.Store) -> str | None:
             "slope says what ten times the steps add to the gain, in per cent. It is a fit by least squares against "
             "log10 of the length, with an intercept for every workload. It is fitted again without the workload whose "
             "gains lie furthest apart.",
-            pages.table_of(results, entries, _TREND, _trends(gains)),
+            pages.table_of(results, entries, _TREND, [[name, *fit] for name, fit in trends(gains).items()]),
             "Per cent by which the mean metric is better (+) or worse (-); -∞ where a seed diverged or failed.",
             pages.table_of(results, entries, ["", "workload", *lengths_header], by_length),
             pages.table_of(results, entries, ["workload", "method", "test metric", *lengths_header], metrics),
@@ -161,10 +161,11 @@ def _centred(values: np.ndarray) -> np.ndarray:
 _TREND = ["", "slope per tenfold length", "standard error", "workloads", "gains in the fit", "failed, left out"]
 
 
-def _trends(gains: Gains) -> list[list[Any]]:
+def trends(gains: Gains) -> dict[str, Trend]:
+    """The trend of each method; then the same without the workload whose gains lie furthest apart."""
     uneven = least_even(gains)
     fewer = {f"{method}, without `{uneven}`": of for method, of in without(gains, uneven).items()} if uneven else {}
-    return [[name, *trend(of_workloads)] for name, of_workloads in {**gains, **fewer}.items()]
+    return {name: trend(of_workloads) for name, of_workloads in {**gains, **fewer}.items()}
 
 
 def least_even(gains: Gains) -> str | None:
