@@ -10,6 +10,7 @@ from pathlib import Path
 
 import rich
 
+import gen_optax
 from benchmarks import methods, questions, rule, runner, store, tune
 from benchmarks.questions import Study
 
@@ -99,7 +100,7 @@ def vouch_for_the_rule(options: argparse.Namespace) -> None:
     if options.renew:
         print("\n".join(vouch.renew(results, load)))
         return
-    vouched, lines = vouch.vouch(results, load)
+    vouched, lines = vouch.vouch(results, load, options.but_where)
     print("\n".join(lines))
     if not vouched:
         raise SystemExit(1)
@@ -169,6 +170,9 @@ def _parser() -> argparse.ArgumentParser:
     add("sweep", draw_sweep)
     vouching = add("vouch", vouch_for_the_rule)
     vouching.add_argument("--renew", action="store_true", help="make golden runs of today's rule instead")
+    statuses = [status.name.lower() for status in gen_optax.ProbeStatus]
+    about = "runs may differ after a probe of this status, such as jump"
+    vouching.add_argument("--but-where", metavar="STATUS", choices=statuses, help=about)
     pruning = add("prune", prune_results)
     asking = add("question", question)
     asking.add_argument("name", choices=questions.NAMES)

@@ -7,6 +7,9 @@ It is a hash over the syntax trees of the core's modules, so that docstrings, co
 does the version of Python. Every cell of a method that uses GeN keeps it, and so does every measurement. Fingerprints
 that were seen to give the same results (`benchmarks.vouch`) count as one rule: `rules.json` lists them in groups, each
 fingerprint with the first commit that had it.
+
+A change may touch only what follows a probe of some status. Its fingerprint then joins the group with `but_where`, that
+status, and older results count where it is known that none of their probes had it.
 """
 
 import ast
@@ -26,6 +29,8 @@ CORE = Path(gen_optax.__file__).parent
 _NOT_CORE = {"__init__", "_history", "_report", "demo", "linen", "nnx", "plot"}
 FAMILIES = ("gen", "gen_horizon", "gen_paper", "gen_paper_horizon", "cdat", "lqa")
 """The method families that use GeN's core. All others are the same whatever the rule."""
+COSTS = ("overhead", "scale")
+"""Measurements of what calls cost, whatever a probe concludes."""
 NOTE = "rules"
 UNKNOWN = "unknown"
 """The rule of a result that names none."""
@@ -90,9 +95,33 @@ def same(results: store.Store, name: str) -> list[dict[str, str]]:
     return found or [{"rule": name}]
 
 
-def is_today(results: store.Store, entry: Mapping[str, Any]) -> bool:
-    """Whether an entry depends on no rule, or is of one that gives the same results as the core as it is."""
-    return of(entry) in (None, *(known["rule"] for known in same(results, fingerprint())))
+def same_as_today(results: store.Store) -> dict[str | None, frozenset[str]]:
+    """The rules that give today's results, each with the statuses of probes from which on it may not.
+
+    None, for what depends on no rule, is among them.
+    """
+    today = fingerprint()
+    group = same(results, today)
+    names = [known["rule"] for known in group]
+
+    def may_differ(place: int) -> frozenset[str]:
+        first, last = sorted((place, names.index(today)))
+        return frozenset(known["but_where"] for known in group[first + 1 : last + 1] if "but_where" in known)
+
+    return {None: frozenset(), **{name: may_differ(place) for place, name in enumerate(names)}}
+
+
+def is_today(results: store.Store, entry: Mapping[str, Any], note: str | None = None) -> bool:
+    """Whether an entry, a cell or a row of a note, depends on no rule or is what the core as it is would give."""
+    return _counts(same_as_today(results), entry, note)
+
+
+def _counts(rules: Mapping[str | None, frozenset[str]], entry: Mapping[str, Any], note: str | None) -> bool:
+    may_differ = rules.get(of(entry))
+    if not may_differ or note in COSTS:
+        return may_differ is not None
+    statuses = (entry.get("probes") or entry).get("statuses")
+    return statuses is not None and may_differ.isdisjoint(statuses)
 
 
 def describe(results: store.Store, entries: Iterable[Mapping[str, Any]]) -> str:
@@ -129,7 +158,7 @@ class Today(store.Store):
 
     def __init__(self, results: store.Store):
         super().__init__(results.root)
-        self._rules = {None, *(known["rule"] for known in same(results, fingerprint()))}
+        self._rules = same_as_today(results)
         self._left_out: set[str] = set()
 
     @property
@@ -147,28 +176,27 @@ class Today(store.Store):
         note = super().note(name)
         if not isinstance(note, list):
             return note
-        return list(filter(self._counts, note)) or None
+        return [row for row in note if self._counts(row, name)] or None
 
-    def _counts(self, entry: Mapping[str, Any]) -> bool:
-        if of(entry) in self._rules:
+    def _counts(self, entry: Mapping[str, Any], note: str | None = None) -> bool:
+        if _counts(self._rules, entry, note):
             return True
         self._left_out.add(json.dumps(entry["key"], sort_keys=True))
         return False
 
 
 def prune(results: store.Store) -> collections.Counter[str]:
-    """Deletes every cell and measurement of other rules than today's. Returns how many, by rule."""
-    rules = {None, *(known["rule"] for known in same(results, fingerprint()))}
+    """Deletes every cell and measurement that is not of today's rule. Returns how many, by rule."""
+    rules = same_as_today(results)
     removed: collections.Counter[str] = collections.Counter()
 
-    def unwanted(entry: Mapping[str, Any]) -> bool:
-        name = of(entry)
-        if name in rules:
+    def unwanted(entry: Mapping[str, Any], note: str | None = None) -> bool:
+        if _counts(rules, entry, note):
             return False
-        removed[name or UNKNOWN] += 1
+        removed[of(entry) or UNKNOWN] += 1
         return True
 
     results.remove(unwanted)
     for name in results.measurements():
-        results.set_note(name, lambda rows: [row for row in rows if not unwanted(row)] or None)
+        results.set_note(name, lambda rows, name=name: [row for row in rows if not unwanted(row, name)] or None)
     return removed

@@ -14,8 +14,9 @@ from gen_optax._notice import Notice
 
 # A loss that rises by more than this many times the largest of its recent changes does not do so by chance.
 _ALARM = 4.0
-# What was a large change once counts for this part of it at the next probe.
-_FORGET = 0.5
+# What was a large change once counts for this part of it at the next probe. An alarm costs a probe and a jump the steps,
+# so alarms forget sooner. A run whose loss falls a hundredfold has rises which jumps would otherwise take back for ever.
+_FORGET_FOR_ALARMS, _FORGET_FOR_JUMPS = 0.5, 0.9
 # How often the loss is looked at between two regular probes where no one says what it is.
 _EARS = 4
 # A loss that does not respond is looked at down to once in two to the power of this turns.
@@ -23,10 +24,14 @@ _MOST_BLIND = 3
 
 
 class Losses(NamedTuple):
-    """What a loss is compared with, to tell whether it has risen beyond doubt."""
+    """What a loss is compared with, to tell whether it has risen beyond doubt.
+
+    Changes are those along paths and from one batch to the next.
+    """
 
     level: jax.Array  # at the last probe; infinite before the first
-    spread: jax.Array  # the largest of the recent changes, along paths and from one batch to the next
+    for_alarms: jax.Array  # the largest of the recent changes
+    for_jumps: jax.Array  # the same, forgotten later
 
 
 class PathState(NamedTuple):
@@ -79,7 +84,7 @@ class Path(Direction):
             length=jnp.zeros((), jnp.int32),
             blind=jnp.zeros((), jnp.int32),
             batches=_batch.init(self.window),
-            losses=Losses(jnp.full((), jnp.inf, dtype), jnp.zeros((), dtype)),
+            losses=Losses(jnp.full((), jnp.inf, dtype), jnp.zeros((), dtype), jnp.zeros((), dtype)),
         )
 
     def due(self, state, context):
@@ -97,7 +102,7 @@ class Path(Direction):
 
     def alarms(self, state, context, value):
         """A loss that leaves no time to wait: it is not finite, or far above that of the last probe."""
-        return ~jnp.isfinite(value) | ~(value - state.losses.level <= _ALARM * state.losses.spread)
+        return ~jnp.isfinite(value) | ~(value - state.losses.level <= _ALARM * state.losses.for_alarms)
 
     def notices(self, state, context):
         """A probe that has waited for a new batch in vain."""
@@ -113,8 +118,8 @@ class Path(Direction):
 
     def measurement(self, state, context, start, end, slope, curvature):
         """The parabola told from where the path starts, one path behind the present parameters."""
-        turn, spread = self._turn(state, context), state.losses.spread
-        jumped = (spread > 0) & (end - start > _ALARM * spread)
+        turn, largest = self._turn(state, context), state.losses.for_jumps
+        jumped = (largest > 0) & (end - start > _ALARM * largest)
         return Measurement(
             value=start,
             slope=slope + curvature,
@@ -195,6 +200,9 @@ class Path(Direction):
         between = jnp.where(jnp.isfinite(losses.level), jnp.abs(value - losses.level), 0)
         change = jnp.maximum(between, jnp.abs(measurement.end_value - measurement.value))
         known = counts & jnp.isfinite(change)
-        spread = jnp.maximum(change, _FORGET * losses.spread)
-        level = jnp.where(known, value, losses.level)
-        return Losses(level, jnp.where(known, spread, losses.spread))
+        new = Losses(
+            level=value,
+            for_alarms=jnp.maximum(change, _FORGET_FOR_ALARMS * losses.for_alarms),
+            for_jumps=jnp.maximum(change, _FORGET_FOR_JUMPS * losses.for_jumps),
+        )
+        return jax.tree.map(lambda x, old: jnp.where(known, x, old), new, losses)

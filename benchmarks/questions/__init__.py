@@ -69,7 +69,7 @@ class Study:
         One of another rule than today's is measured again, and replaced.
         """
         row = next((row for row in self.results.note(name) or [] if row["key"] == key), None)
-        if row is None or not rule.is_today(self.results, row):
+        if row is None or not rule.is_today(self.results, row, name):
             row = store.finite({"key": key, **measurement(), **store.circumstances()})
             if rule.depends(row):
                 row["rule"] = rule.fingerprint()
