@@ -25,6 +25,7 @@ GOLDEN = (
     ("digits_mlp", "gen_paper_horizon:clamp=2"),
     ("logreg_minibatch", "gen"),
     ("logreg_minibatch", "gen_horizon"),
+    ("variance_prices", "gen"),
 )
 NUM_STEPS, SEED = 200, 1
 TOLERANCE = 5e-3

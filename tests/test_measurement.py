@@ -56,16 +56,27 @@ def test_a_probe_that_says_no_more_than_it_has_to():
     assert _measurement.judge(measured) == ProbeStatus.ACCEPTED
 
 
-def along(probe, start, end, in_turn=True, searching=False, updates=1.0, spread=0.0):
-    """What the direction of a probe reports of losses at both ends of a step."""
+def situation(in_turn=True, searching=False, updates=1.0):
+    """The eighth call, of a loss of two parameters."""
     nothing = dict.fromkeys(field.name for field in dataclasses.fields(gen_optax.Context))
     one, params = jnp.float32(1.0), jnp.float32([1.0, updates])
     known = {"learning_rate": one, "applied_learning_rate": one, "decay": one, "updates": params, "count": jnp.int32(7)}
     known |= {"in_turn": jnp.array(in_turn), "searching": jnp.array(searching), "every": 16, "loss": jnp.sum}
-    context = gen_optax.Context(**(nothing | known | {"params": params}))
-    state = probe.direction.init(params)
-    if isinstance(probe.direction, gen_optax.Path):
-        state = state._replace(losses=state.losses._replace(spread=jnp.float32(spread)))
+    return gen_optax.Context(**(nothing | known | {"params": params}))
+
+
+def remembering(direction, context, **losses):
+    """The state of a direction that has seen changes of the loss, if it looks at any."""
+    state = direction.init(context.params)
+    if not isinstance(direction, gen_optax.Path):
+        return state
+    return state._replace(losses=state.losses._replace(**{name: jnp.float32(x) for name, x in losses.items()}))
+
+
+def along(probe, start, end, in_turn=True, searching=False, updates=1.0, largest=0.0):
+    """What the direction of a probe reports of losses at both ends of a step."""
+    context = situation(in_turn, searching, updates)
+    state = remembering(probe.direction, context, for_jumps=largest)
     return probe.direction.measurement(state, context, *map(jnp.float32, (start, end, 1.0, 2.0)))
 
 
@@ -84,8 +95,25 @@ def along(probe, start, end, in_turn=True, searching=False, updates=1.0, spread=
 @pytest.mark.parametrize("level", [0.0, 100.0, -1.0])
 def test_what_is_an_overshot_beyond_doubt(rise, probe, in_turn, searching, jumped, level):
     """Four times the largest change of late, whatever the level of the loss; nothing is known of the first change."""
-    assert along(probe, level, level + rise, in_turn, searching, spread=1.0).jumped == jumped
+    assert along(probe, level, level + rise, in_turn, searching, largest=1.0).jumped == jumped
     assert not along(probe, level, level + rise, in_turn, searching).jumped
+
+
+def test_an_alarm_forgets_sooner_than_a_jump():
+    """A change of 1, and three probes that see none: 0.5 ** 3 of it counts for an alarm, 0.9 ** 3 for a jump."""
+    path, context = gen_optax.Path(), situation()
+    state = remembering(path, context, level=0.0, for_alarms=1.0, for_jumps=1.0)
+
+    def measured(end):
+        return path.measurement(state, context, *map(jnp.float32, (0.0, end, 1.0, 2.0)))
+
+    for _ in range(3):
+        _, state = path.settle(
+            state, context, measured(0.0), jnp.int32(ProbeStatus.ACCEPTED), context.updates, state.anchor
+        )
+    for margin in (0.99, 1.01):
+        assert path.alarms(state, context, jnp.float32(margin * 4 * 0.5**3)) == (margin > 1)
+        assert measured(margin * 4 * 0.9**3).jumped == (margin > 1)
 
 
 @pytest.mark.parametrize("probe", [gen_optax.finite_difference(), gen_optax.exact(independent=True)])

@@ -125,6 +125,37 @@ def test_what_is_of_another_rule_is_left_out_and_counted(results):
     assert today.left_out == 4
 
 
+def test_a_rule_that_may_differ_after_a_status(results):
+    """Older cells count where their probes are known never to have had it, and costs do in any case."""
+    alike = [{"rule": "f1rst0ne"}, {"rule": TWIN}, {"rule": TODAY, "but_where": "jump"}]
+    results.set_note(rule.NOTE, lambda _: {"groups": [alike]})
+    for seed, statuses in enumerate([{"accepted": 9}, {"accepted": 9, "jump": 1}]):
+        for name in ("f1rst0ne", TODAY):
+            results.put({**entry("lqa", name, seed=seed, of=name), "probes": {"statuses": statuses}})
+    today = rule.Today(results)
+    kept = {(cell["key"]["of"], cell["key"]["seed"]) for cell in today.cells() if "of" in cell["key"]}
+    assert kept == {("f1rst0ne", 0), (TODAY, 0), (TODAY, 1)}
+    assert today.find(entry("lqa")["key"]) is None  # of its probes nothing is known
+    rows = [{"key": {"every": 1}, "rule": TWIN}, {"key": {"every": 2}, "rule": TWIN, "statuses": {"ascent": 3}}]
+    for name in ("overhead", "breakdown"):
+        results.set_note(name, lambda _: rows)
+    assert [row["key"]["every"] for row in today.note("overhead")] == [1, 2]
+    assert [row["key"]["every"] for row in today.note("breakdown")] == [2]
+    assert rule.is_today(results, rows[0], "overhead")
+    assert not rule.is_today(results, rows[0])
+    assert rule.prune(results) == {OTHER: 1, rule.UNKNOWN: 1, TWIN: 2, "f1rst0ne": 1}
+
+
+def test_an_older_core_does_not_take_what_a_newer_one_gives_after_a_status(results):
+    """The same group, looked at from the rule before."""
+    alike = [{"rule": TODAY}, {"rule": TWIN, "but_where": "jump"}, {"rule": "n0th1ng0"}]
+    results.set_note(rule.NOTE, lambda _: {"groups": [alike]})
+    jumped = {**entry("lqa", TWIN), "probes": {"statuses": {"jump": 1}}}
+    assert not rule.is_today(results, jumped)
+    assert rule.is_today(results, {**jumped, "rule": TODAY})
+    assert rule.is_today(results, {**jumped, "probes": {"statuses": {"ascent": 1}}})
+
+
 def test_rules_that_give_the_same_results_are_one(results):
     results.set_note(rule.NOTE, lambda _: {"groups": [[{"rule": TWIN, "commit": "abcdef0123"}, {"rule": TODAY}]]})
     today = rule.Today(results)

@@ -73,6 +73,23 @@ def test_a_rule_with_other_results_is_not(results, monkeypatch, capsys):
     assert {row["rule"] for row in results.note("golden")} == {NEW}
 
 
+def test_a_change_that_shows_only_after_a_status(results, monkeypatch):
+    """Runs without it have to be equal; runs with it become the golden runs of the new rule."""
+    monkeypatch.setattr(rule, "fingerprint", lambda *_: NEW)
+    golden = results.note("golden")
+    golden[0]["statuses"]["jump"] = 1
+    golden[0]["curves"]["loss"][-1] *= 2
+    results.set_note("golden", lambda _: golden)
+    assert not vouch.vouch(results, load)[0]
+    assert not vouch.vouch(results, load, "accepted")[0]  # all have it
+    vouched, lines = vouch.vouch(results, load, "jump")
+    assert vouched
+    assert "toy, gen: differs in loss by 0.5, learning_rate by 0, as it may: it has a jump" in lines
+    assert "Rule newru1e0 gives the results of rule 01dru1e0 where no probe is a jump" in lines[-1]
+    assert results.note(rule.NOTE)["groups"][0][1]["but_where"] == "jump"
+    assert vouch.vouch(results, load) == (True, ["Rule newru1e0 is known to give the results of rule newru1e0."])
+
+
 def test_without_golden_runs_nothing_is_vouched_for(tmp_path):
     vouched, lines = vouch.vouch(store.Store(tmp_path), load)
     assert not vouched
