@@ -6,7 +6,8 @@
 A change of the code that is not meant to change any result, a refactoring, has another fingerprint. If every golden run
 comes out as before, the new fingerprint is recorded in `rules.json` beside the old one, and results of either count as
 of one rule. A change that can show only after probes of some status, such as what follows a jump, leaves all results
-without one as they are: it is vouched for by the golden runs without one. The golden runs are short, and use both controllers with and without a horizon.
+without one as they are. It is vouched for by the golden runs without one. The golden runs are short, and use both
+controllers with and without a horizon.
 """
 
 import datetime
@@ -74,8 +75,8 @@ def vouch(results: store.Store, load: Load, but_where: str | None = None) -> tup
     if max(compared) > TOLERANCE:
         return False, [
             *lines,
-            f"Rule {today} gives other results than rule {before}: {max(compared):.2g} is more than {TOLERANCE}. Nothing "
-            "is recorded. Train again (python -m benchmarks question ...), then make golden runs of this rule: "
+            f"Rule {today} gives other results than rule {before}: {max(compared):.2g} is more than {TOLERANCE}. "
+            "Nothing is recorded. Train again (python -m benchmarks question ...), then make golden runs of this rule: "
             "python -m benchmarks vouch --renew",
         ]
     _record(results, golden[0], today, but_where)

@@ -14,8 +14,8 @@ from gen_optax._notice import Notice
 
 # A loss that rises by more than this many times the largest of its recent changes does not do so by chance.
 _ALARM = 4.0
-# What was a large change once counts for this part of it at the next probe. An alarm costs a probe and a jump the steps,
-# so alarms forget sooner. A run whose loss falls a hundredfold has rises which jumps would otherwise take back for ever.
+# What was a large change once counts for this part of it at the next probe. An alarm costs a probe and a jump the
+# steps, so alarms forget sooner. Where a loss without noise falls a hundredfold, a good rate raises it now and then.
 _FORGET_FOR_ALARMS, _FORGET_FOR_JUMPS = 0.5, 0.9
 # How often the loss is looked at between two regular probes where no one says what it is.
 _EARS = 4
