@@ -14,9 +14,12 @@ from gen_optax._notice import Notice
 
 # A loss that rises by more than this many times the largest of its recent changes does not do so by chance.
 _ALARM = 4.0
-# What was a large change once counts for this part of it at the next probe. An alarm costs a probe and a jump the
-# steps, so alarms forget sooner. Where a loss without noise falls a hundredfold, a good rate raises it now and then.
-_FORGET_FOR_ALARMS, _FORGET_FOR_JUMPS = 0.5, 0.9
+# What was a large change once counts for this part of it at the next probe.
+_FORGET = 0.5
+# Where a loss without noise falls a hundredfold, a good rate raises it now and then. Steps are taken back where a rise
+# stands out for longer, or where it undoes this part of all that the run has gained.
+_FORGET_LATER = 0.9
+_UNDONE = 0.1
 # How often the loss is looked at between two regular probes where no one says what it is.
 _EARS = 4
 # A loss that does not respond is looked at down to once in two to the power of this turns.
@@ -30,8 +33,9 @@ class Losses(NamedTuple):
     """
 
     level: jax.Array  # at the last probe; infinite before the first
-    for_alarms: jax.Array  # the largest of the recent changes
-    for_jumps: jax.Array  # the same, forgotten later
+    highest: jax.Array  # of all levels; negative and infinite before the first
+    recent: jax.Array  # the largest of the recent changes
+    remembered: jax.Array  # the same, forgotten later
 
 
 class PathState(NamedTuple):
@@ -84,7 +88,12 @@ class Path(Direction):
             length=jnp.zeros((), jnp.int32),
             blind=jnp.zeros((), jnp.int32),
             batches=_batch.init(self.window),
-            losses=Losses(jnp.full((), jnp.inf, dtype), jnp.zeros((), dtype), jnp.zeros((), dtype)),
+            losses=Losses(
+                level=jnp.full((), jnp.inf, dtype),
+                highest=jnp.full((), -jnp.inf, dtype),
+                recent=jnp.zeros((), dtype),
+                remembered=jnp.zeros((), dtype),
+            ),
         )
 
     def due(self, state, context):
@@ -102,7 +111,7 @@ class Path(Direction):
 
     def alarms(self, state, context, value):
         """A loss that leaves no time to wait: it is not finite, or far above that of the last probe."""
-        return ~jnp.isfinite(value) | ~(value - state.losses.level <= _ALARM * state.losses.for_alarms)
+        return ~jnp.isfinite(value) | ~(value - state.losses.level <= _ALARM * state.losses.recent)
 
     def notices(self, state, context):
         """A probe that has waited for a new batch in vain."""
@@ -118,15 +127,14 @@ class Path(Direction):
 
     def measurement(self, state, context, start, end, slope, curvature):
         """The parabola told from where the path starts, one path behind the present parameters."""
-        turn, largest = self._turn(state, context), state.losses.for_jumps
-        jumped = (largest > 0) & (end - start > _ALARM * largest)
+        turn = self._turn(state, context)
         return Measurement(
             value=start,
             slope=slope + curvature,
             curvature=curvature,
             end_value=end,
             step_size=context.applied_learning_rate,
-            jumped=jumped,
+            jumped=_jumped(state.losses, start, end),
             value_before=state.loss,
             is_complete=self._begins(context) | (state.batches.waited > 0),
             is_path=True,
@@ -202,7 +210,15 @@ class Path(Direction):
         known = counts & jnp.isfinite(change)
         new = Losses(
             level=value,
-            for_alarms=jnp.maximum(change, _FORGET_FOR_ALARMS * losses.for_alarms),
-            for_jumps=jnp.maximum(change, _FORGET_FOR_JUMPS * losses.for_jumps),
+            highest=jnp.maximum(value, losses.highest),
+            recent=jnp.maximum(change, _FORGET * losses.recent),
+            remembered=jnp.maximum(change, _FORGET_LATER * losses.remembered),
         )
         return jax.tree.map(lambda x, old: jnp.where(known, x, old), new, losses)
+
+
+def _jumped(losses: Losses, start: jax.Array, end: jax.Array) -> jax.Array:
+    """Whether the steps raised the loss beyond doubt, and by so much that they are worth taking back."""
+    rise, gained = end - start, losses.highest - start
+    doubtless = (losses.recent > 0) & (rise > _ALARM * losses.recent)
+    return doubtless & ((rise > _ALARM * losses.remembered) | (rise > _UNDONE * gained))

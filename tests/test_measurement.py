@@ -76,7 +76,7 @@ def remembering(direction, context, **losses):
 def along(probe, start, end, in_turn=True, searching=False, updates=1.0, largest=0.0):
     """What the direction of a probe reports of losses at both ends of a step."""
     context = situation(in_turn, searching, updates)
-    state = remembering(probe.direction, context, for_jumps=largest)
+    state = remembering(probe.direction, context, recent=largest, remembered=largest)
     return probe.direction.measurement(state, context, *map(jnp.float32, (start, end, 1.0, 2.0)))
 
 
@@ -100,20 +100,26 @@ def test_what_is_an_overshot_beyond_doubt(rise, probe, in_turn, searching, jumpe
 
 
 def test_an_alarm_forgets_sooner_than_a_jump():
-    """A change of 1, and three probes that see none: 0.5 ** 3 of it counts for an alarm, 0.9 ** 3 for a jump."""
-    path, context = gen_optax.Path(), situation()
-    state = remembering(path, context, level=0.0, for_alarms=1.0, for_jumps=1.0)
+    """A change of 1, and three probes that see none: 0.5 ** 3 of it counts for an alarm, 0.9 ** 3 for a jump.
 
-    def measured(end):
+    Unless the jump undoes a tenth of what has been gained.
+    """
+    path, context = gen_optax.Path(), situation()
+    state = remembering(path, context, level=0.0, highest=1e3, recent=1.0, remembered=1.0)
+
+    def measured(state, end):
         return path.measurement(state, context, *map(jnp.float32, (0.0, end, 1.0, 2.0)))
 
     for _ in range(3):
-        _, state = path.settle(
-            state, context, measured(0.0), jnp.int32(ProbeStatus.ACCEPTED), context.updates, state.anchor
-        )
+        accepted = jnp.int32(ProbeStatus.ACCEPTED)
+        _, state = path.settle(state, context, measured(state, 0.0), accepted, context.updates, state.anchor)
     for margin in (0.99, 1.01):
         assert path.alarms(state, context, jnp.float32(margin * 4 * 0.5**3)) == (margin > 1)
-        assert measured(margin * 4 * 0.9**3).jumped == (margin > 1)
+        assert measured(state, margin * 4 * 0.9**3).jumped == (margin > 1)
+        worse_off = state._replace(losses=state.losses._replace(highest=jnp.float32(10.0)))
+        assert measured(worse_off, margin * 0.1 * 10).jumped == (margin > 1)
+        nothing_gained = state._replace(losses=state.losses._replace(highest=jnp.float32(-1.0)))
+        assert measured(nothing_gained, margin * 4 * 0.5**3).jumped == (margin > 1)
 
 
 @pytest.mark.parametrize("probe", [gen_optax.finite_difference(), gen_optax.exact(independent=True)])
