@@ -68,7 +68,7 @@ class ProbeStatus(enum.IntEnum):
     """The steps raised the loss far beyond what those before them changed it: they are taken back, and the rate falls at
     once, to where the parabola is least or by a factor of 2."""
     FALSE_ALARM = 9
-    """A high loss asked for the probe out of turn, and the steps were not its cause, or by too
+    """A high loss asked for the probe out of turn, and the steps were not its cause, or raised the loss by
     little: the rate stays."""
 
 
