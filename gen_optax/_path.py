@@ -16,8 +16,8 @@ from gen_optax._notice import Notice
 _ALARM = 4.0
 # What was a large change once counts for this part of it at the next probe.
 _FORGET = 0.5
-# Where a loss without noise falls a hundredfold, a good rate raises it now and then. Steps are taken back only where the
-# rise stands out in a longer memory, too, or undoes this part of what the run has gained.
+# Where a loss without noise falls a hundredfold, a good rate raises it now and then. Steps are taken back only where
+# the rise stands out in a longer memory, too, or undoes this part of what the run has gained.
 _FORGET_LATER = 0.9
 _UNDONE = 0.1
 # How often the loss is looked at between two regular probes where no one says what it is.
