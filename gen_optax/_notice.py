@@ -15,6 +15,9 @@ _SAME = 8.0
 _CLEAR = 64.0
 # The loss rises along more than this part of so many probes only if it is not the one that the steps lower.
 _MOST, _ENOUGH = 0.6, 64
+# The same of the probes of a search: from this part of so many on the steps are as good as chance. A search that finds
+# its way has a third of ascents at most, with four examples a step.
+_CHANCE, _SEARCHED = 0.4, 40
 
 
 class Notice(enum.IntFlag):
@@ -34,6 +37,9 @@ class Notice(enum.IntFlag):
     """No first learning rate was found at the first calls: nothing moves. `info.status` says why."""
     HORIZON_PASSED = 32
     """The decay has reached 0: nothing moves any more."""
+    SEARCH_IN_VAIN = 64
+    """While a rate was searched for, the loss rose along two fifths of the paths, as along steps of chance. The rate
+    that was found says little."""
 
 
 _ADVICE = {
@@ -51,6 +57,9 @@ _ADVICE = {
     "the loss rises along the step; BELOW_ROUNDING, it does not respond to it; NOT_FINITE, it is NaN or infinite",
     Notice.HORIZON_PASSED: "the decay has reached 0, so nothing moves any more. Give num_steps the total number of "
     "steps, those before a resumption included",
+    Notice.SEARCH_IN_VAIN: "while a rate was searched for, the loss rose along two fifths of the paths or more, as "
+    "along steps of chance. Unless the model is trained already, take larger batches, or let the search begin higher: "
+    "controller=gen_optax.balance(first_fraction=1.0)",
 }
 
 
@@ -91,7 +100,12 @@ def of_probe(context: Context, measurement: Measurement, number: jax.Array, asce
     """
     at_params = jnp.where(measurement.is_path, measurement.end_value, measurement.value)
     uphill = (number >= _ENOUGH) & (ascents > _MOST * number)
-    return seen((_differs(context, at_params), Notice.VALUE_DIFFERS), (uphill, Notice.GRADIENT_DIFFERS))
+    in_vain = jnp.asarray(context.searching) & (number >= _SEARCHED) & (ascents >= _CHANCE * number)
+    return seen(
+        (_differs(context, at_params), Notice.VALUE_DIFFERS),
+        (uphill, Notice.GRADIENT_DIFFERS),
+        (in_vain, Notice.SEARCH_IN_VAIN),
+    )
 
 
 def _differs(context: Context, at_params: jax.Array) -> Any:

@@ -223,6 +223,29 @@ def test_the_average_warns_of_a_base_without_its_sign(form, num_steps):
         jax.vmap(gen_optax.averaged_params)(*stacked)
 
 
+@pytest.mark.parametrize(("start", "noticed"), [(0.0, True), (10.0, False)], ids=["nothing to gain", "far away"])
+def test_a_search_that_sees_no_progress(start, noticed):
+    """Single examples of a mean, from where it is and from far away."""
+    tx = gen_optax.gen_sgd()
+
+    def step(carry, x):
+        w, state = carry
+        value, grad = jax.value_and_grad(loss_fn)(w, x)
+        updates, state = tx.update(grad, state, w, value=value, value_fn=functools.partial(loss_fn, x=x))
+        return (optax.apply_updates(w, updates), state), optax.tree.get(state, "notices")
+
+    def loss_fn(w, x):
+        return jnp.mean((w - x) ** 2)
+
+    w = jnp.full(4, start)
+    (w, state), notices = jax.lax.scan(step, (w, tx.init(w)), jax.random.normal(jax.random.key(0), (80, 4)))
+    assert not notices[30]
+    assert bool(notices[-1] & gen_optax.Notice.SEARCH_IN_VAIN) == noticed
+    if noticed:
+        with pytest.warns(UserWarning, match=r"as along steps of chance.*first_fraction=1\.0"):
+            gen_optax.averaged_params(state, w)
+
+
 # --- schedules -------------------------------------------------------------------------------------------------------
 
 COSINE = optax.cosine_decay_schedule(1.0, 100)
