@@ -65,11 +65,10 @@ class ProbeStatus(enum.IntEnum):
     POOR_FIT = 7
     """The points are no parabola (R^2 of at most 0.99): the rate stays."""
     JUMP = 8
-    """The steps raised the loss far beyond what those before changed it: they are taken back, and the rate falls at
-    once, to where the parabola is least or by a factor of 2."""
+    """The steps raised the loss by more than four times what those before them changed it: they are taken back, and the
+    rate falls at once, to where the parabola is least or by a factor of 2."""
     FALSE_ALARM = 9
-    """A high loss asked for the probe out of turn, and the steps were not its cause, or raised it by little: the rate
-    stays."""
+    """A high loss asked for the probe out of turn, and the steps were not its cause: the rate stays."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

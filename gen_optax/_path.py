@@ -16,10 +16,6 @@ from gen_optax._notice import Notice
 _ALARM = 4.0
 # What was a large change once counts for this part of it at the next probe.
 _FORGET = 0.5
-# Where a loss without noise falls a hundredfold, a good rate raises it now and then. Steps are taken back only where
-# the rise stands out in a longer memory, too, or undoes this part of what the run has gained.
-_FORGET_LATER = 0.9
-_UNDONE = 0.1
 # How often the loss is looked at between two regular probes where no one says what it is.
 _EARS = 4
 # A loss that does not respond is looked at down to once in two to the power of this turns.
@@ -27,15 +23,10 @@ _MOST_BLIND = 3
 
 
 class Losses(NamedTuple):
-    """What a loss is compared with, to tell whether it has risen beyond doubt.
-
-    Changes are those along paths and from one batch to the next.
-    """
+    """What a loss is compared with, to tell whether it has risen beyond doubt."""
 
     level: jax.Array  # at the last probe; infinite before the first
-    highest: jax.Array  # of all levels; negative and infinite before the first
-    recent: jax.Array  # the largest of the recent changes
-    remembered: jax.Array  # the same, forgotten later
+    spread: jax.Array  # the largest of the recent changes, along paths and from one batch to the next
 
 
 class PathState(NamedTuple):
@@ -88,12 +79,7 @@ class Path(Direction):
             length=jnp.zeros((), jnp.int32),
             blind=jnp.zeros((), jnp.int32),
             batches=_batch.init(self.window),
-            losses=Losses(
-                level=jnp.full((), jnp.inf, dtype),
-                highest=jnp.full((), -jnp.inf, dtype),
-                recent=jnp.zeros((), dtype),
-                remembered=jnp.zeros((), dtype),
-            ),
+            losses=Losses(jnp.full((), jnp.inf, dtype), jnp.zeros((), dtype)),
         )
 
     def due(self, state, context):
@@ -111,7 +97,7 @@ class Path(Direction):
 
     def alarms(self, state, context, value):
         """A loss that leaves no time to wait: it is not finite, or far above that of the last probe."""
-        return ~jnp.isfinite(value) | ~(value - state.losses.level <= _ALARM * state.losses.recent)
+        return ~jnp.isfinite(value) | ~(value - state.losses.level <= _ALARM * state.losses.spread)
 
     def notices(self, state, context):
         """A probe that has waited for a new batch in vain."""
@@ -127,14 +113,15 @@ class Path(Direction):
 
     def measurement(self, state, context, start, end, slope, curvature):
         """The parabola told from where the path starts, one path behind the present parameters."""
-        turn = self._turn(state, context)
+        turn, spread = self._turn(state, context), state.losses.spread
+        jumped = (spread > 0) & (end - start > _ALARM * spread)
         return Measurement(
             value=start,
             slope=slope + curvature,
             curvature=curvature,
             end_value=end,
             step_size=context.applied_learning_rate,
-            jumped=_jumped(state.losses, start, end),
+            jumped=jumped,
             value_before=state.loss,
             is_complete=self._begins(context) | (state.batches.waited > 0),
             is_path=True,
@@ -207,18 +194,7 @@ class Path(Direction):
             value = context.average_value(value.dtype)
         between = jnp.where(jnp.isfinite(losses.level), jnp.abs(value - losses.level), 0)
         change = jnp.maximum(between, jnp.abs(measurement.end_value - measurement.value))
-        known = counts & jnp.isfinite(change) & jnp.isfinite(value)
-        new = Losses(
-            level=value,
-            highest=jnp.maximum(value, losses.highest),
-            recent=jnp.maximum(change, _FORGET * losses.recent),
-            remembered=jnp.maximum(change, _FORGET_LATER * losses.remembered),
-        )
-        return jax.tree.map(lambda x, old: jnp.where(known, x, old), new, losses)
-
-
-def _jumped(losses: Losses, start: jax.Array, end: jax.Array) -> jax.Array:
-    """Whether the steps raised the loss beyond doubt, and by so much that they are worth taking back."""
-    rise, gained = end - start, losses.highest - start
-    doubtless = (losses.recent > 0) & (rise > _ALARM * losses.recent)
-    return doubtless & ((rise > _ALARM * losses.remembered) | (rise > _UNDONE * gained))
+        known = counts & jnp.isfinite(change)
+        spread = jnp.maximum(change, _FORGET * losses.spread)
+        level = jnp.where(known, value, losses.level)
+        return Losses(level, jnp.where(known, spread, losses.spread))

@@ -182,10 +182,9 @@ def retrospective() -> Probe:
     parameters in the state: the point where `d` starts, written anew at every 16th call or so. As `d` is read off the
     parameters, whatever else moved or rounded them is judged with it. Nothing is differentiated.
 
-    Steps that made a finite loss NaN or infinite, or raised it by far more than its recent changes, are taken back, and
-    the learning rate falls. A rise by less than a tenth of what the run has gained has to stand out among the changes
-    of a longer time. That needs finite updates: an optimizer whose moments would keep the NaN goes inside
-    `optax.apply_if_finite`.
+    Steps that made a finite loss NaN or infinite, or raised it by far more than its recent changes, are taken back,
+    and the learning rate falls. That needs finite
+    updates: an optimizer whose moments would keep the NaN goes inside `optax.apply_if_finite`.
 
     Returns:
       A probe for :func:`gen_optax.scale_by_gen`.

@@ -286,7 +286,7 @@ def test_the_state_is_a_few_scalars(name, controller):
     is_path = isinstance(probe.direction, gen_optax.Path)
     leaves = jax.tree.leaves(gen_optax.scale_by_gen(controller=controller, probe=probe).init(PARAMS))
     small = [x for x in leaves if x.shape == ()]
-    assert sum(x.nbytes for x in small) <= (56 if controller == GIVEN else 84) + 48 * is_path
+    assert sum(x.nbytes for x in small) <= (56 if controller == GIVEN else 84) + 40 * is_path
     large = [(x.shape, x.dtype) for x in leaves if x.size > 64]
     params = jax.tree.leaves(PARAMS)
     kept = [(x.shape, x.dtype) for x in (is_path + (controller != GIVEN)) * params]

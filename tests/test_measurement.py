@@ -56,27 +56,16 @@ def test_a_probe_that_says_no_more_than_it_has_to():
     assert _measurement.judge(measured) == ProbeStatus.ACCEPTED
 
 
-def situation(in_turn=True, searching=False, updates=1.0):
-    """The eighth call, of a loss of two parameters."""
+def along(probe, start, end, in_turn=True, searching=False, updates=1.0, spread=0.0):
+    """What the direction of a probe reports of losses at both ends of a step."""
     nothing = dict.fromkeys(field.name for field in dataclasses.fields(gen_optax.Context))
     one, params = jnp.float32(1.0), jnp.float32([1.0, updates])
     known = {"learning_rate": one, "applied_learning_rate": one, "decay": one, "updates": params, "count": jnp.int32(7)}
     known |= {"in_turn": jnp.array(in_turn), "searching": jnp.array(searching), "every": 16, "loss": jnp.sum}
-    return gen_optax.Context(**(nothing | known | {"params": params}))
-
-
-def remembering(direction, context, **losses):
-    """The state of a direction that has seen changes of the loss, if it looks at any."""
-    state = direction.init(context.params)
-    if not isinstance(direction, gen_optax.Path):
-        return state
-    return state._replace(losses=state.losses._replace(**{name: jnp.float32(x) for name, x in losses.items()}))
-
-
-def along(probe, start, end, in_turn=True, searching=False, updates=1.0, largest=0.0):
-    """What the direction of a probe reports of losses at both ends of a step."""
-    context = situation(in_turn, searching, updates)
-    state = remembering(probe.direction, context, recent=largest, remembered=largest)
+    context = gen_optax.Context(**(nothing | known | {"params": params}))
+    state = probe.direction.init(params)
+    if isinstance(probe.direction, gen_optax.Path):
+        state = state._replace(losses=state.losses._replace(spread=jnp.float32(spread)))
     return probe.direction.measurement(state, context, *map(jnp.float32, (start, end, 1.0, 2.0)))
 
 
@@ -95,31 +84,8 @@ def along(probe, start, end, in_turn=True, searching=False, updates=1.0, largest
 @pytest.mark.parametrize("level", [0.0, 100.0, -1.0])
 def test_what_is_an_overshot_beyond_doubt(rise, probe, in_turn, searching, jumped, level):
     """Four times the largest change of late, whatever the level of the loss; nothing is known of the first change."""
-    assert along(probe, level, level + rise, in_turn, searching, largest=1.0).jumped == jumped
+    assert along(probe, level, level + rise, in_turn, searching, spread=1.0).jumped == jumped
     assert not along(probe, level, level + rise, in_turn, searching).jumped
-
-
-def test_an_alarm_forgets_sooner_than_a_jump():
-    """A change of 1, and three probes that see none: 0.5 ** 3 of it counts for an alarm, 0.9 ** 3 for a jump.
-
-    Unless the jump undoes a tenth of what has been gained.
-    """
-    path, context = gen_optax.Path(), situation()
-    state = remembering(path, context, level=0.0, highest=1e3, recent=1.0, remembered=1.0)
-
-    def measured(state, end):
-        return path.measurement(state, context, *map(jnp.float32, (0.0, end, 1.0, 2.0)))
-
-    for _ in range(3):
-        accepted = jnp.int32(ProbeStatus.ACCEPTED)
-        _, state = path.settle(state, context, measured(state, 0.0), accepted, context.updates, state.anchor)
-    for margin in (0.99, 1.01):
-        assert path.alarms(state, context, jnp.float32(margin * 4 * 0.5**3)) == (margin > 1)
-        assert measured(state, margin * 4 * 0.9**3).jumped == (margin > 1)
-        worse_off = state._replace(losses=state.losses._replace(highest=jnp.float32(10.0)))
-        assert measured(worse_off, margin * 0.1 * 10).jumped == (margin > 1)
-        nothing_gained = state._replace(losses=state.losses._replace(highest=jnp.float32(-1.0)))
-        assert measured(nothing_gained, margin * 4 * 0.5**3).jumped == (margin > 1)
 
 
 @pytest.mark.parametrize("probe", [gen_optax.finite_difference(), gen_optax.exact(independent=True)])
