@@ -206,9 +206,8 @@ def _trend_goal(results: store.Store) -> str:
     numbers = _trend(results)
     if numbers is None:
         return _NOT_MEASURED
-    if any(
-        abs(entry.slope) > 2 * entry.standard_error for entry in _lengths.trends(_lengths.gains_of(results)).values()
-    ):
+    fits = _lengths.trends(_lengths.gains_of(results)).values()
+    if any(abs(fit.slope) > 2 * fit.standard_error for fit in fits):
         state = "missed"
     else:
         state = "met" if float(numbers["most"]) >= max(_lengths.FACTORS) else "open"

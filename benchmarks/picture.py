@@ -42,6 +42,5 @@ def faults(results: store.Store, root: Path = ROOT) -> Iterator[str]:
     with Image.open(root / NAME) as image:
         image.load()
         of = str(image.info.get(_RULE, rule.UNKNOWN))
-    today = rule.fingerprint()
-    if rule.same_as_today(results).get(of) != frozenset():
-        yield f"{NAME}:1: is drawn by rule {of}, and today's is {today}. {COMMAND}"
+    if not rule.is_today(results, {"key": {}, "rule": of}):
+        yield f"{NAME}:1: is drawn by rule {of}, and today's is {rule.fingerprint()}. {COMMAND}"

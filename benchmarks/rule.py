@@ -96,7 +96,7 @@ def same(results: store.Store, name: str) -> list[dict[str, str]]:
 
 
 def same_as_today(results: store.Store) -> dict[str | None, frozenset[str]]:
-    """The rules that give today's results, each with the statuses of probes from which on it may not.
+    """The rules that give today's results, each with the statuses of probes after which its results may differ.
 
     None, for what depends on no rule, is among them.
     """

@@ -1,7 +1,7 @@
 """Vouches for the core as it is: does it give the results that another version of it gave?
 
     vouch(results, load)                      # trains the golden runs again and compares them with what is stored
-    vouch(results, load, but_where="jump")    # of those without a probe of this status; the others may differ
+    vouch(results, load, but_where="jump")    # a run with a probe of this status may differ
 
 A change of the code that is not meant to change any result, a refactoring, has another fingerprint. If every golden run
 comes out as before, the new fingerprint is recorded in `rules.json` beside the old one, and results of either count as

@@ -15,8 +15,8 @@ _SAME = 8.0
 _CLEAR = 64.0
 # The loss rises along more than this part of so many probes only if it is not the one that the steps lower.
 _MOST, _ENOUGH = 0.6, 64
-# The same of the probes of a search: from this part of so many on the steps are as good as chance. A search that finds
-# its way has a third of ascents at most, with four examples a step.
+# A search in which the loss rises along this part of so many probes takes steps as good as chance. Where it finds its
+# way the loss rises along a third at most, with as few as four examples a step.
 _CHANCE, _SEARCHED = 0.4, 40
 
 
