@@ -60,22 +60,14 @@ def vouch(results: store.Store, load: Load, but_where: str | None = None) -> tup
     before = golden[0]["rule"]
     if any(known["rule"] == today for known in rule.same(results, before)):
         return True, [f"Rule {today} is known to give the results of rule {before}."]
-    lines, compared, found = [], [], []
-    for row in golden:
-        found.append(_run(row["key"], load))
-        apart = differences(row["curves"], found[-1]["curves"])
-        said = ", ".join(f"{name} by {apart[name]:.2g}" for name in _COMPARED)
-        lines.append(f"{row['key']['workload']}, {row['key']['method']}: differs in {said}")
-        if but_where in row["statuses"]:
-            lines[-1] += f", as it may: it has a {but_where}"
-        else:
-            compared.append(max(apart.values()))
-    if not compared:
+    found = [_run(row["key"], load) for row in golden]
+    worst, lines = _compare(golden, found, but_where)
+    if worst is None:
         return False, [*lines, f"Every golden run has a {but_where}: nothing speaks for the rule."]
-    if max(compared) > TOLERANCE:
+    if worst > TOLERANCE:
         return False, [
             *lines,
-            f"Rule {today} gives other results than rule {before}: {max(compared):.2g} is more than {TOLERANCE}. "
+            f"Rule {today} gives other results than rule {before}: {worst:.2g} is more than {TOLERANCE}. "
             "Nothing is recorded. Train again (python -m benchmarks question ...), then make golden runs of this rule: "
             "python -m benchmarks vouch --renew",
         ]
@@ -94,6 +86,22 @@ def renew(results: store.Store, load: Load) -> list[str]:
     rows = [_run(key, load) for key in _keys(load)]
     results.set_note(_NOTE, lambda _: rows)
     return [f"{len(rows)} golden runs of rule {rule.fingerprint()} are stored."]
+
+
+def _compare(
+    golden: list[dict[str, Any]], found: list[dict[str, Any]], but_where: str | None
+) -> tuple[float | None, list[str]]:
+    """The largest difference between runs that must not differ, None where every run may; and a line for each run."""
+    lines, compared = [], []
+    for old, new in zip(golden, found, strict=True):
+        apart = differences(old["curves"], new["curves"])
+        said = ", ".join(f"{name} by {apart[name]:.2g}" for name in _COMPARED)
+        lines.append(f"{old['key']['workload']}, {old['key']['method']}: differs in {said}")
+        if but_where in old["statuses"]:
+            lines[-1] += f", as it may: it has a {but_where}"
+        else:
+            compared.append(max(apart.values()))
+    return max(compared, default=None), lines
 
 
 def differences(stored: dict[str, Any], found: dict[str, Any]) -> dict[str, float]:
