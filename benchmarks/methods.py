@@ -166,6 +166,7 @@ def _gen(make, **preset):
             settings["num_steps"] = total_steps
         if "decay" in settings:
             settings["decay"] = _schedule(settings["decay"], 1.0, total_steps)
+            settings["num_steps"] = None  # it is in the schedule
         default = make()
         if unknown := sorted(options.keys() - {field.name for field in fields(default)}):
             raise ValueError(f"{', '.join(unknown)}: no setting of gen, of its probe or of {default}.")

@@ -129,7 +129,7 @@ def main(args):
     found = gen_optax.metrics(state)
     if leads:
         print(f"step {step}: learning rate {found['learning_rate']:.2e}, found with {found['num_probes']} probes")
-        print(f"validation loss of the averaged model {loss:.4f} nats per byte")
+        print(f"validation loss {loss:.4f} nats per byte")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ takes the scatter away, but has to know when the run ends. An average takes it a
 Late iterates count most, since the first ones lie far behind: with `k = 20` nine tenths of the weight lie on the last
 tenth of the run, however long it is. A running mean takes iterates in, each for all calls since the one before: every
 one at first, and one in many in a long run, where nothing is read or written at the other calls. An iterate that
-overshot never enters; where no one looks at its loss, it is not taken in.
+overshot, or whose loss is NaN or infinite, never enters; where no one looks at its loss, it is not taken in.
 """
 
 from typing import Any, NamedTuple

@@ -28,7 +28,7 @@ from gen_optax._controller import Controller
 from gen_optax._measurement import Measurement, ProbeStatus
 from gen_optax._probe import retrospective
 
-# A given rate below this part of what the first step bears is a climb of its own.
+# The part of where the search would begin that a given rate can lower it to: from further below the climb is too long.
 _LEAST_GIVEN = 0.1
 # On a quadratic with noisy gradients the cosine falls by a third where the rate grows by a factor of e.
 _GAIN = 3.0
@@ -91,10 +91,10 @@ class Balance(Controller):
     ```text
     unknown -- a rate lowers the loss --> search -- 50 probes --> hold
 
-    unknown       no step is taken, as no rate lowers the loss along it
+    unknown       no step is taken until a rate lowers the loss along it
     search        a probe at every call
     search, hold  where steps overshot, the rate falls at once
-    hold          a wish for more ends there, too
+    hold          where steps overshot, a positive wish becomes 0
     ```
 
     With `sigma = 2` the rate would rest where the steps stop making progress on a fresh batch, `b h = A h^2 / 2`. The
@@ -130,8 +130,8 @@ class Balance(Controller):
 
     Args:
       init_learning_rate: the first learning rate. None, the default: it is found. The first call tries rates along the
-        step, and the search begins at a part of the best; until there is one, no step is taken. A given rate is where
-        the search begins if it is lower, by up to a factor of 10, than where it would; any other counts as unknown.
+        step, and the search begins at a part of the best; until there is one, no step is taken. A given rate lowers
+        where the search begins, by a factor of 10 at most; it never raises it.
       sigma: the rate stands still, once it is found, where this times `b / (A h)` is 1.
       max_change: greater than 1: the factor by which one probe of weight 1 moves the rate, at most.
       search_probes: probes, one a call, of the search.
@@ -216,7 +216,7 @@ class Balance(Controller):
         start, seen, status = _cold_start.first_rate(context, tried, losses, self.first_fraction)
         start, given = start.astype(learning_rate.dtype), learning_rate
         kept = (given > 0) & ~seen
-        start = jnp.where(given >= _LEAST_GIVEN * start, jnp.minimum(given, start), start)
+        start = jnp.where(given > 0, jnp.clip(given, _LEAST_GIVEN * start, start), start)
         found = jnp.where(kept, given, start)
         age = jnp.where(kept, self.search_probes, jnp.where(found > 0, 0, -1)).astype(jnp.int32)
         return found, state._replace(age=age), status

@@ -117,12 +117,12 @@ def scale_by_gen(
         a :class:`gen_optax.Controller` of your own. None: `balance()`.
       probe: how the parabola is measured: :func:`gen_optax.retrospective`, :func:`gen_optax.finite_difference`,
         :func:`gen_optax.exact` or a :class:`gen_optax.Probe` of your own. None: what the controller asks for.
-      every: :math:`\Phi`: every `every`-th call probes. At the others no loss is evaluated, but during the search for
-        the first rate and at an alarm. None: what the controller asks for.
+      every: :math:`\Phi`: every `every`-th call probes. At the others no loss is evaluated, except in the search, at
+        an alarm and, where `update` is given no `value`, at every fourth call. None: what the controller asks for.
       num_steps: the horizon `T`: :math:`s(t) = \min(1, \max(0, 4 - 4 t / T))`, which is 1 for three quarters of it and
         then falls to 0. None: no decay.
-      decay: a schedule to take the place of `s`, with a peak of 1: `optax.cosine_decay_schedule(1.0, T)`; `num_steps`
-        then counts for nothing.
+      decay: a schedule in place of `s`, with a peak of 1: `optax.cosine_decay_schedule(1.0, T)`. Give one of
+        `num_steps` and `decay`.
       average: whether to keep the average of the iterates for :func:`gen_optax.averaged_params`, one more copy of the
         parameters: True, False, or the dtype to keep it in, such as `jnp.bfloat16`. None: where the end is open and the
         controller is made for it, as `balance` is and `algorithm_1` is not.
@@ -139,19 +139,18 @@ def scale_by_gen(
       * `value_fn` (or `obj_fn`): `value_fn(params, **kwargs)` returns the loss to probe, a real scalar, or
         `(loss, aux)`. Its keyword arguments are taken by name from the extra arguments of `update`; `**kwargs` takes
         all others. It must be one function for all step sizes: one batch, one dropout key.
-      * `value` (or `loss`): optional, `value_fn(params)`; saves a forward pass. And a probe along the path is then
-        there at once where the loss jumps, to lower a rate that overshot; without it, the loss is evaluated at every
-        fourth call to see that.
-      * `grad`: the gradient of `value_fn`, neither clipped nor otherwise transformed; what
-        `finite_difference(free_slope=True)` takes the slope from, and no other probe asks for.
+      * `value` (or `loss`): optional, `value_fn(params)`. It saves a forward pass at each probe, and a loss that jumps
+        is probed at once. Without it, the loss is evaluated at every fourth call to notice a jump.
+      * `grad`: optional, the gradient of `value_fn`, neither clipped nor otherwise transformed. The first call compares
+        it with the loss (notice `GRADIENT_DIFFERS`), and `finite_difference(free_slope=True)` takes the slope from it.
 
-      To probe on another batch than the gradient's, close `value_fn` over that batch and leave both out. Extra
-      arguments that nobody asks for are ignored.
+      To probe on another batch than the gradient's, close `value_fn` over that batch and leave `value` and `grad` out.
+      Extra arguments that nobody asks for are ignored.
 
     Raises:
       ValueError: on settings outside their range, or a probe that misleads the controller; from `init`, on a decay
-        whose peak is not 1; from `update`, if `params` or `value_fn` is missing, if updates or `grad` have other shapes
-        than `params`, or if the loss is no real scalar.
+        whose peak is above 2 or below 1/2; from `update`, if `params` or `value_fn` is missing, if updates or `grad`
+        have other shapes than `params`, or if the loss is no real scalar.
       TypeError: from `update`, if `value_fn` is no function.
 
     Examples:
@@ -185,6 +184,8 @@ def scale_by_gen(
     _check_part("probe", probe, Probe.measure, "retrospective() or finite_difference()")
     every = controller.every if every is None else every
     _check_settings(every=every, num_steps=num_steps, decay=decay, average=average, value_fn=value_fn)
+    if num_steps is not None and decay is not None:
+        raise ValueError("num_steps and decay both say how the learning rate falls. Give one of them.")
     controller.check(probe)
     schedule = _hold_then_linear(num_steps) if decay is None else decay
     if average is None:
@@ -218,10 +219,9 @@ def gen(
 ) -> optax.GradientTransformationExtraArgs:
     """A base optimizer of learning rate 1 with the learning rate that GeN finds for it.
 
-    The same as `optax.chain(base, scale_by_gen(...))`, but for one service: where `update` is given `value` and no
-    `grad`, the incoming gradient is handed on as `grad`, since both are then of one batch. It has to be the raw one,
-    then: clip inside of `base`. (Not with complex parameters: what goes into an optimizer there is the conjugate of the
-    gradient.)
+    It is `optax.chain(base, scale_by_gen(...))` with two additions. `init` refuses a base whose updates must not be
+    scaled, and warns of a schedule inside it. And where `update` is given `value` and no `grad`, it takes the incoming
+    gradient for `grad`, unless parameters are complex. That has to be the raw one, so clip inside of `base`.
 
     Args:
       base: the base optimizer, at learning rate 1: `optax.adamw(1.0)`, `optax.sgd(1.0, momentum=0.9)`, or a chain such
@@ -348,12 +348,13 @@ class _Rule:
         starting = self.controller.starting(state.controller)
         due = _flow.both(_flow.negation(starting), direction.due(state.probe, context))
         listens = _flow.both(_flow.negation(_flow.either(starting, due)), direction.listens(state.probe, context))
+        looks = _flow.either(_flow.either(starting, due), listens)
         look = functools.partial(self._look, context, starting, listens)
-        seen = _flow.cond(_flow.either(_flow.either(starting, due), listens), look, self._look_away, state)
+        seen = _flow.cond(looks, look, self._look_away, state)
 
         learning_rate = self.bounds.clip(seen.learning_rate)
         noticed = _notice.seen(
-            (context.decay == 0, Notice.HORIZON_PASSED),
+            ((context.decay == 0) & (state.count > 0), Notice.HORIZON_PASSED),  # a warm-up may begin at 0
             ((seen.learning_rate == 0) & (state.count + 1 >= _PATIENCE), Notice.NO_RATE),
             *direction.notices(state.probe, context),
         )
@@ -362,8 +363,7 @@ class _Rule:
         applied = jnp.where(overshot(seen.status), 0, learning_rate * context.decay)
         updates = _tree.scale(updates, applied)
         count = optax.safe_increment(state.count)
-        heard = _flow.either(_flow.either(starting, due), listens) if context.value is None else True
-        anchor, average, here = self._remember(state, context, seen.status, heard)
+        anchor, average, here = self._remember(state, context, seen.status, looks)
         remembered, alignment = self._align(state, context, seen, here)
         updates, probe_state = direction.settle(state.probe, context, seen.measurement, seen.status, updates, anchor)
         return updates, GenState(count, learning_rate, applied, probe_state, remembered, average, alignment, info)
@@ -377,15 +377,17 @@ class _Rule:
         told = self.controller.align(seen.controller, cosine)
         return jax.tree.map(lambda new, old: jnp.where(counts, new, old), told, seen.controller), alignment
 
-    def _remember(self, state: GenState, context: Context, status: jax.Array, heard: Any) -> tuple[Any, Any, Any]:
-        """The anchor, the average and, where they are due, sketches; `heard`: the loss of this call is known.
+    def _remember(self, state: GenState, context: Context, status: jax.Array, looks: Any) -> tuple[Any, Any, Any]:
+        """The anchor, the average and, where they are due, sketches; `looks`: the loss was evaluated at this call.
 
         One branch for all: XLA copies parameters that two branches read, at every call.
         """
         direction, params, call = self.probe.direction, context.params, state.count + 1
         anchor = direction.anchor(state.probe)
         begins = direction.begins(state.probe, context, status)
-        taken = _flow.both(_average.is_due(state.average, call), _flow.both(heard, ~overshot(status)))
+        taken = _average.is_due(state.average, call)
+        if taken is not False:
+            taken &= self._is_sound(context, status, looks)
         due = _alignment.is_due(state.alignment, call)
         elsewhere = None if due is False else _alignment.look_away(state.alignment, context)
 
@@ -396,6 +398,11 @@ class _Rule:
 
         wanted = _flow.either(_flow.either(begins, taken), due)
         return _flow.cond(wanted, remember, lambda: (anchor, state.average, elsewhere))
+
+    def _is_sound(self, context: Context, status: jax.Array, looks: Any) -> Any:
+        """Whether the loss at the parameters is known, and nothing is wrong there."""
+        known = looks if context.value is None else jnp.isfinite(context.average_value(context.learning_rate.dtype))
+        return _flow.both(known, ~overshot(status) & (status != ProbeStatus.NOT_FINITE))
 
     def _context(self, updates: Any, state: GenState, params: Any, extra_args: dict[str, Any]) -> Context:
         """What `update` was given, checked."""
@@ -473,7 +480,7 @@ class _Rule:
         _axes.require_agreement(measurement, learning_rate, context.axis_name)
         status = judge(measurement)
         info = _info(state.info, measurement, status)
-        noticed = _notice.of_probe(context, measurement, info.num_probes, info.num_ascents)
+        noticed = _notice.of_probe(context, measurement, state.info.value, info.num_probes, info.num_ascents)
         info = info._replace(notices=info.notices | noticed)
         moved, remembered = self.controller.observe(learning_rate, state.controller, measurement, status, context)
         moved = jnp.where(measurement.is_flattered, jnp.minimum(moved, learning_rate), moved)

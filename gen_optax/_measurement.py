@@ -52,8 +52,9 @@ class ProbeStatus(enum.IntEnum):
     """The loss is NaN or infinite where the step starts or at a candidate beside the step itself, or the step is NaN or
     infinite: the rate stays."""
     OVERSHOOT = 3
-    """The step itself makes a finite loss NaN or infinite: the rate falls to a tenth, no step is taken, the next call
-    probes. With a probe along the path the steps judged are taken back."""
+    """The step itself makes a finite loss NaN or infinite: the rate falls to a tenth, and no step is taken. The
+    next call probes. With a probe along the path, the steps judged are taken back, and the call after the next probes.
+    """
     BELOW_ROUNDING = 4
     """The loss changes by no more than its rounding error, or the step is zero: the rate stays."""
     ASCENT = 5

@@ -12,6 +12,8 @@ from gen_optax._gen import GenState
 def metrics(state: Any) -> dict[str, Any]:
     """The learning rate and the last probe as a flat dict of scalars.
 
+    Outside of `jit` it warns once of each :class:`gen_optax.Notice` seen so far.
+
     Args:
       state: anything that holds the state of a `scale_by_gen`, however deep: an optax state (of a chain, of
         `optax.MultiSteps`, ...), a flax `TrainState`, an `nnx.Optimizer`.

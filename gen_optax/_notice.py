@@ -40,9 +40,11 @@ class Notice(enum.IntFlag):
     SEARCH_IN_VAIN = 64
     """While a rate was searched for, the loss rose along two fifths of the paths, as along steps of chance. The rate
     that was found says little."""
+    NOT_FINITE = 128
+    """The loss was NaN or infinite at two probes in a row: NaN among the parameters, the updates or the data."""
 
 
-_ADVICE = {
+ADVICE = {
     Notice.VALUE_DIFFERS: "the `value` given to update is not value_fn(params) on the same batch with the same dropout "
     "key, so probes do without it. Return both from one function, or leave value out",
     Notice.GRADIENT_DIFFERS: "value_fn does not fall along the step as the gradient given to update says. Where the "
@@ -53,13 +55,16 @@ _ADVICE = {
     "behind it, or take the optimizer of that name, at learning rate 1",
     Notice.BATCH_SEEN: "all batches come back within a few calls, so steps are judged on data that they were taken on. "
     "Hand over a loss on data that is held out: value_fn=lambda p: loss_fn(p, held_out), and no value",
-    Notice.NO_RATE: "no learning rate was found at the first calls, and nothing moves. info.status says why: ASCENT, "
-    "the loss rises along the step; BELOW_ROUNDING, it does not respond to it; NOT_FINITE, it is NaN or infinite",
-    Notice.HORIZON_PASSED: "the decay has reached 0, so nothing moves any more. Give num_steps the total number of "
-    "steps, those before a resumption included",
+    Notice.NO_RATE: "no learning rate was found at the first calls. While learning_rate is 0 nothing moves, and "
+    "info.status says why: ASCENT, the loss rises along the step; BELOW_ROUNDING, it does not respond to it; "
+    "NOT_FINITE, it is NaN or infinite",
+    Notice.HORIZON_PASSED: "the decay has reached 0, and where it is 0 nothing moves. Give num_steps the total number "
+    "of steps, those before a resumption included",
     Notice.SEARCH_IN_VAIN: "while a rate was searched for, the loss rose along two fifths of the paths or more, as "
-    "along steps of chance. Unless the model is trained already, take larger batches, or let the search begin higher: "
-    "controller=gen_optax.balance(first_fraction=1.0)",
+    "along steps of chance. Unless the model is trained already, take larger batches, hold the statistics of batch "
+    "normalisation fixed, or let the search begin higher: controller=gen_optax.balance(first_fraction=1.0)",
+    Notice.NOT_FINITE: "the loss was NaN or infinite at two probes in a row. Look for NaN among the data and the "
+    "parameters, and restore a checkpoint. gen(optax.apply_if_finite(base, 5)) leaves such gradients out",
 }
 
 
@@ -93,10 +98,13 @@ def of_start(context: Context, tried: jax.Array, losses: jax.Array, status: jax.
     )
 
 
-def of_probe(context: Context, measurement: Measurement, number: jax.Array, ascents: jax.Array) -> jax.Array:
+def of_probe(
+    context: Context, measurement: Measurement, value_before: jax.Array, number: jax.Array, ascents: jax.Array
+) -> jax.Array:
     """What a probe shows, where it has evaluated the loss at the parameters as well; and what all of them do.
 
-    Where noise alone is left, the loss rises along no more than half of the paths.
+    Where noise alone is left, the loss rises along no more than half of the paths. `value_before` is that of the probe
+    before.
     """
     at_params = jnp.where(measurement.is_path, measurement.end_value, measurement.value)
     uphill = (number >= _ENOUGH) & (ascents > _MOST * number)
@@ -105,6 +113,7 @@ def of_probe(context: Context, measurement: Measurement, number: jax.Array, asce
         (_differs(context, at_params), Notice.VALUE_DIFFERS),
         (uphill, Notice.GRADIENT_DIFFERS),
         (in_vain, Notice.SEARCH_IN_VAIN),
+        (~jnp.isfinite(measurement.value) & ~jnp.isfinite(value_before), Notice.NOT_FINITE),
     )
 
 
@@ -120,7 +129,7 @@ def _differs(context: Context, at_params: jax.Array) -> Any:
 
 def warn(notices: int, stacklevel: int) -> None:
     """One warning for each; Python shows the same one once."""
-    for notice, advice in _ADVICE.items():
+    for notice, advice in ADVICE.items():
         if notices & notice:
             warnings.warn(f"gen_optax: {advice}.", stacklevel=stacklevel + 1)
 

@@ -257,9 +257,7 @@ class Report:
     def _set_up(self) -> str:
         if not self.notices:
             return "Set-up: no notice."
-        said = [
-            f"{notice.name}, {_notice._ADVICE[notice].split('. ')[0]}" for notice in Notice if notice & self.notices
-        ]
+        said = [f"{notice.name}, {_notice.ADVICE[notice].split('. ')[0]}" for notice in Notice if notice & self.notices]
         return f"Set-up: {'; '.join(said)}."
 
 

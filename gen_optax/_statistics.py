@@ -14,7 +14,7 @@ def mean_over(forward: Callable[[Any, Any], Any], statistics: Any, batches: Iter
     layer. From zeros these are `(1 - m) of_batch`, and from ones more by `m`, which tells both.
 
     Raises:
-      ValueError: if there is no batch.
+      ValueError: if there is no batch, or the layers do not follow the batches.
     """
     forward = jax.jit(forward)
     zeros, ones = jax.tree.map(jnp.zeros_like, statistics), jax.tree.map(jnp.ones_like, statistics)
@@ -24,6 +24,11 @@ def mean_over(forward: Callable[[Any, Any], Any], statistics: Any, batches: Iter
         new = forward(zeros, batch)
         if total is None:
             momentum = jax.tree.map(lambda one, zero: jnp.mean(one - zero), forward(ones, batch), new)
+            if any(bool(m == 1) for m in jax.tree.leaves(momentum)):
+                raise ValueError(
+                    "update_batch_stats needs layers that follow the batches: put the model into training mode, "
+                    "model.train() with nnx, use_running_average=False with linen."
+                )
             total = zeros
         total = jax.tree.map(jnp.add, total, new)
         number += 1

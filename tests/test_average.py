@@ -25,14 +25,14 @@ def noise(call, size=SIZE):
     return jax.random.normal(jax.random.fold_in(jax.random.key(0), call), (size,))
 
 
-def trained(tx, steps, given=True, loss_fn=noisy_loss, shock=None):
+def trained(tx, steps, given=True, loss_fn=noisy_loss, shock=None, wild=-1e6):
     """The parameters that each call was given, and the state after each; `shock`: a call whose gradient is wild."""
 
     @jax.jit
     def step(w, state, call):
         value, grads = jax.value_and_grad(loss_fn)(w, noise(call))
         if shock is not None:
-            grads = jnp.where(call == shock, -1e6 * jnp.ones_like(grads), grads)
+            grads = jnp.where(call == shock, wild * jnp.ones_like(grads), grads)
         extra = {"value": value} if given else {}
         updates, state = tx.update(grads, state, w, value_fn=loss_fn, noise=noise(call), **extra)
         return optax.apply_updates(w, updates), state
@@ -95,6 +95,16 @@ def test_parameters_that_overshot_never_enter(given):
     w, iterates, states = trained(tx, 300, given, shock=242)  # no call at which the loss is looked at without value
     assert max(np.abs(iterate).max() for iterate in iterates) > 1e3
     assert np.abs(gen_optax.averaged_params(states[-1], w) - 3).max() < 1
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["value", "no value"])
+def test_parameters_that_are_nan_never_enter(given):
+    tx = gen_optax.gen(optax.sgd(1.0, momentum=0.9))  # the momentum stays NaN
+    w, _, states = trained(tx, 300, given, shock=242, wild=jnp.nan)
+    assert np.isnan(w).all()
+    with pytest.warns(UserWarning, match=r"NaN or infinite at two probes in a row.*apply_if_finite"):
+        average = gen_optax.averaged_params(states[-1], w)
+    assert np.abs(average - 3).max() < 1
 
 
 def test_in_a_short_dtype_it_follows_a_long_run():
@@ -252,6 +262,12 @@ def test_batch_statistics_are_the_mean_over_batches():
     with pytest.raises(ValueError, match="at least one batch"):
         gen_optax.linen.update_batch_stats(apply_fn, variables, [])
 
+    def evaluating(variables, x):
+        return model.apply(variables, x, train=False, mutable=["batch_stats"])
+
+    with pytest.raises(ValueError, match=r"training mode.*use_running_average=False"):
+        gen_optax.linen.update_batch_stats(evaluating, variables, x)
+
 
 def test_batch_statistics_of_nnx():
     model = nnx.Sequential(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.BatchNorm(2, momentum=0.9, rngs=nnx.Rngs(1)))
@@ -262,6 +278,9 @@ def test_batch_statistics_of_nnx():
     np.testing.assert_allclose(model.layers[1].mean[...], np.mean([h.mean(0) for h in hidden], axis=0), rtol=1e-4)
     np.testing.assert_allclose(model.layers[1].var[...], np.mean([h.var(0) for h in hidden], axis=0), rtol=1e-4)
     assert np.array_equal(model.layers[0].kernel[...], kernel)
+    model.eval()
+    with pytest.raises(ValueError, match=r"training mode, model\.train\(\)"):
+        gen_optax.nnx.update_batch_stats(lambda model, x: model(x), model, x)
 
 
 @pytest.mark.parametrize("average", [1, "yes", jnp.int32])

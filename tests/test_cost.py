@@ -87,10 +87,11 @@ def test_the_readme_says_what_it_costs():
         return round((own - base) / 100_000, 1)
 
     words, rule = {1: "one", 2: "two", 3: "three"}, gen_optax.balance()
+    probe = words[COSTS["retrospective"][1]]
     sentences = (
-        f"GeN costs {words[COSTS['retrospective'][1]]} forward passes at the first {rule.search_probes} steps and then "
-        f"at every {rule.every}th. It keeps {words[copies(num_steps=10)]} copy of the parameters, or "
-        f"{words[copies()]} with an open end."
+        f"GeN costs up to {rule.num_start_rates} forward passes at the first step, {probe} at each of the next "
+        f"{rule.search_probes}, and {probe} at every {rule.every}th from there. It keeps {words[copies(num_steps=10)]} "
+        f"copy of the parameters, or {words[copies()]} with an open end."
     )
     assert sentences in " ".join(README.read_text().split())
 

@@ -313,6 +313,19 @@ def test_a_decay_of_absolute_rates(name, within):
         (jax.jit(init) if within == "jit" else init)(W)
 
 
+def test_a_horizon_and_a_decay():
+    with pytest.raises(ValueError, match="Give one of them"):
+        gen_optax.gen_sgd(num_steps=1000, decay=COSINE)
+
+
+def test_a_warm_up_from_zero_is_no_end():
+    tx = gen_optax.gen_sgd(decay=RIGHT["warm-up"])
+    state = tx.init(W)
+    for _ in range(2):
+        _, state = tx.update(jax.grad(bowl)(W), state, W, value_fn=bowl)
+    assert optax.tree.get(state, "notices") == 0
+
+
 @pytest.mark.parametrize("name", RIGHT)
 def test_a_decay_from_one(name):
     _settings.require_peak_of_one(RIGHT[name])
