@@ -115,7 +115,7 @@ def update_batch_stats(
     """Variables with batch statistics that are taken anew: the mean over batches, forward passes in training mode.
 
     For parameters that the running statistics were not taken with, such as the average of the iterates. Some tens of
-    training batches are enough.
+    training batches are enough. Layers that are not in training mode keep their statistics.
 
     Args:
       apply_fn: `apply_fn(variables, batch)` returns `(outputs, {"batch_stats": ...})` in training mode.
@@ -126,7 +126,7 @@ def update_batch_stats(
       The variables, with new `batch_stats`.
 
     Raises:
-      ValueError: if there is no batch.
+      ValueError: if there is no batch, or no layer follows the batches.
 
     Examples:
       >>> import flax.linen as nn

@@ -106,7 +106,8 @@ def update_batch_stats(forward: Callable[..., Any], model: Any, batches: Iterabl
         nnx.update(model, gen_optax.averaged_params(optimizer.opt_state, params))
         gen_optax.nnx.update_batch_stats(lambda model, x: model(x), model, batches)
 
-    Some tens of training batches are enough. Take the averaged model for evaluation only, and train on with the other.
+    Some tens of training batches are enough. Layers that are not in training mode keep their statistics. Take the
+    averaged model for evaluation only, and train on with the other.
 
     Args:
       forward: `forward(model, batch)`, a forward pass. What it returns is dropped.
@@ -114,7 +115,7 @@ def update_batch_stats(forward: Callable[..., Any], model: Any, batches: Iterabl
       batches: what `forward` takes second, one after the other, all of one shape.
 
     Raises:
-      ValueError: if there is no batch.
+      ValueError: if there is no batch, or no layer follows the batches.
 
     Examples:
       >>> from flax import nnx

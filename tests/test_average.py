@@ -269,6 +269,31 @@ def test_batch_statistics_are_the_mean_over_batches():
         gen_optax.linen.update_batch_stats(evaluating, variables, x)
 
 
+class HalfFrozen(nn.Module):
+    """A layer of normalisation that keeps its statistics, and one that follows the batches."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.BatchNorm(use_running_average=True)(x)
+        return nn.BatchNorm(use_running_average=False, momentum=0.9)(x)
+
+
+def test_statistics_that_are_held_fixed_stay():
+    model, x = HalfFrozen(), jax.random.normal(jax.random.key(1), (5, 16, 3)) * 2 + 1
+    variables = model.init(jax.random.key(0), x[0])
+    fixed = {"mean": jnp.array([1.0, 0.0, -1.0]), "var": jnp.array([1.0, 4.0, 9.0])}
+    variables["batch_stats"]["BatchNorm_0"] = fixed
+
+    def apply_fn(variables, x):
+        return model.apply(variables, x, mutable=["batch_stats"])
+
+    found = gen_optax.linen.update_batch_stats(apply_fn, variables, x)["batch_stats"]
+    jax.tree.map(np.testing.assert_array_equal, found["BatchNorm_0"], fixed)
+    normalised = (x - fixed["mean"]) / np.sqrt(fixed["var"] + 1e-5)
+    np.testing.assert_allclose(found["BatchNorm_1"]["mean"], normalised.mean((0, 1)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found["BatchNorm_1"]["var"], normalised.var(1).mean(0), rtol=1e-4)
+
+
 def test_batch_statistics_of_nnx():
     model = nnx.Sequential(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.BatchNorm(2, momentum=0.9, rngs=nnx.Rngs(1)))
     x = jax.random.normal(jax.random.key(1), (5, 16, 3)) * 2 + 1
