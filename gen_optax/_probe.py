@@ -85,8 +85,9 @@ def finite_difference(
       along: `"step"`, the step to come, or `"path"`, the last steps as one, see :func:`gen_optax.retrospective`.
       free_slope: take the slope from `grad`, which `update` then needs: the gradient of `value_fn` itself, neither
         clipped nor from another batch. (`gen` hands it on where it was given `value`.)
-      independent: along the step, that `value_fn` evaluates another batch than the one the step was computed from. The
-        probe then judges the step as applied, decay included. Along the path it always does.
+      independent: along the step, that `value_fn` evaluates another batch than the one the step was computed from. This
+        is a promise: on the step's own batch `balance` runs away. Give `update` no `value` then, which is the loss of
+        the own batch. The probe judges the step as applied, decay included. Along the path it always does.
 
     Returns:
       A probe for :func:`gen_optax.scale_by_gen`.
