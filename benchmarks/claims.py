@@ -409,8 +409,8 @@ CLAIMS: tuple[Sentence | Block, ...] = (
     Block("README.md", "readme", _brief, _QUALITY),
     Sentence(
         "README.md",
-        "On {workloads} workloads all of these were trained. GeN with `num_steps` is ahead of untuned AdamW on "
-        "{untuned} of them, of the tuned schedule on {tuned}, and of Prodigy with a cosine decay on {prodigy}.",
+        "GeN with `num_steps` is ahead of untuned AdamW on {untuned} workloads, of the tuned schedule on {tuned}, and "
+        "of Prodigy with a cosine decay on {prodigy}, of the {workloads} on which all of them were trained.",
         _beside,
         _QUALITY,
     ),

@@ -184,8 +184,8 @@ def retrospective() -> Probe:
     parameters, whatever else moved or rounded them is judged with it. Nothing is differentiated.
 
     Steps that made a finite loss NaN or infinite, or raised it by far more than its recent changes, are taken back,
-    and the learning rate falls. That needs finite
-    updates: an optimizer whose moments would keep the NaN goes inside `optax.apply_if_finite`.
+    and the learning rate falls. That needs finite updates: an optimizer whose moments would keep the NaN goes inside
+    `optax.apply_if_finite`.
 
     Returns:
       A probe for :func:`gen_optax.scale_by_gen`.

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gen_optax import _flow
+
 
 def mean_over(forward: Callable[[Any, Any], Any], statistics: Any, batches: Iterable[Any]) -> Any:
     """The mean over batches of the statistics of each; those of layers that do not follow the batches stay.
@@ -27,14 +29,14 @@ def mean_over(forward: Callable[[Any, Any], Any], statistics: Any, batches: Iter
             # What a layer that stays puts out depends on its statistics.
             zeros, ones = (jax.tree.map(jnp.where, stay, statistics, start) for start in (zeros, ones))
             momentum = jax.tree.map(lambda o, z: jnp.mean(o - z), forward(ones, batch), forward(zeros, batch))
-            total = jax.tree.map(jnp.zeros_like, statistics)
+            total = zeros
         total = jax.tree.map(jnp.add, total, forward(zeros, batch))
         number += 1
     if total is None:
         raise ValueError("update_batch_stats needs at least one batch, got none.")
 
     def mean(x, m, s, stays):
-        return jnp.where(stays, s, x / number / jnp.where(stays, 1, 1 - m)).astype(s.dtype)
+        return jnp.where(stays, s, x / number / (1 - m)).astype(s.dtype)
 
     return jax.tree.map(mean, total, momentum, statistics, stay)
 
@@ -46,7 +48,7 @@ def _stays(zero: jax.Array, one: jax.Array) -> jax.Array:
 
 def _require_one_that_follows(stay: Any) -> None:
     leaves = jax.tree.leaves(stay)
-    if leaves and all(not isinstance(x, jax.core.Tracer) and bool(x) for x in leaves):
+    if leaves and all(_flow.is_known(x) and bool(x) for x in leaves):
         raise ValueError(
             "update_batch_stats: no layer follows the batches. Put the model into training mode, model.train() with "
             "nnx, use_running_average=False with linen."

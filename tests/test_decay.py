@@ -19,10 +19,9 @@ def decay_over(t, horizon):
 @pytest.mark.parametrize("decay", [None, optax.cosine_decay_schedule(1.0, 10), lambda count: 0.5])
 def test_the_decay_stays_outside_the_smoothing(decay):
     """Updates of 1, a rate that no probe moves: what is applied is eta s(t), held, then falling to 0 for good."""
-    schedule, horizon = (
-        ((lambda t: decay_over(t, 10)), {"num_steps": 10}) if decay is None else (decay, {"decay": decay})
-    )
-    tx = gen_optax.scale_by_gen(controller=HALF, probe=gen_optax.exact(), **horizon)
+    schedule = (lambda t: decay_over(t, 10)) if decay is None else decay
+    num_steps = 10 if decay is None else None
+    tx = gen_optax.scale_by_gen(controller=HALF, probe=gen_optax.exact(), num_steps=num_steps, decay=decay)
     state = tx.init(jnp.zeros(()))
     update = jax.jit(lambda s: tx.update(jnp.ones(()), s, jnp.zeros(()), value_fn=lambda w: 0 * w))
     for t in range(13):
