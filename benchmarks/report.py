@@ -332,7 +332,8 @@ def gains(results: store.Store, compared: Mapping[str, Mapping[str, tuple[Cells,
             if value is not None:
                 found.setdefault(row, {})[workload] = value
     workloads = sorted({workload for entries in found.values() for workload in entries})
-    note = "Per cent by which the mean metric is better (+) or worse (-); -∞ where a seed diverged or failed."
+    note = "Per cent by which the mean metric is better (+) or worse (-) than that of the tuned baseline; "
+    note += "-∞ where a seed diverged or failed."
     lines = [[row, min(entries.values()), *(entries.get(w) for w in workloads)] for row, entries in found.items()]
     entries = (cell for pairs in compared.values() for cells, _ in pairs.values() for cell in cells)
     return f"{note}\n\n{table_of(results, entries, ['', 'worst', *workloads], lines)}"

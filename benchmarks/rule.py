@@ -26,7 +26,9 @@ from benchmarks import store
 
 CORE = Path(gen_optax.__file__).parent
 # No training run of the suite goes through them.
-_NOT_CORE = {"__init__", "_history", "_report", "demo", "linen", "nnx", "plot"}
+_NOT_CORE = {"__init__", "_history", "_report", "_statistics", "demo", "linen", "nnx", "plot"}
+# Controllers of others, written for the core.
+_BESIDE_IT = Path(__file__).with_name("controllers.py")
 FAMILIES = ("gen", "gen_horizon", "gen_paper", "gen_paper_horizon", "cdat", "lqa")
 """The method families that use GeN's core. All others are the same whatever the rule."""
 COSTS = ("overhead", "scale")
@@ -38,14 +40,14 @@ UNKNOWN = "unknown"
 
 @functools.cache
 def fingerprint(folder: Path = CORE) -> str:
-    """Eight hexadecimal digits for the core in a folder.
+    """Eight hexadecimal digits for the core in a folder, and the controllers of others.
 
     Example:
       >>> fingerprint() == fingerprint(CORE)
       True
     """
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.py")):
+    for path in [*sorted(folder.glob("*.py")), _BESIDE_IT]:
         if path.stem not in _NOT_CORE:
             digest.update(f"{path.name}\n{shape(path.read_text(encoding='utf-8'))}\n".encode())
     return digest.hexdigest()[:8]

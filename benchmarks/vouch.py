@@ -6,8 +6,8 @@
 A change of the code that is not meant to change any result, a refactoring, has another fingerprint. If every golden run
 comes out as before, the new fingerprint is recorded in `rules.json` beside the old one, and results of either count as
 of one rule. A change that can show only after probes of some status, such as what follows a jump, leaves all results
-without one as they are. It is vouched for by the golden runs without one. The golden runs are short, and use both
-controllers with and without a horizon.
+without one as they are. It is vouched for by the golden runs without one. The golden runs are short, and use all
+controllers, those of GeN with and without a horizon.
 """
 
 import datetime
@@ -27,6 +27,8 @@ GOLDEN = (
     ("logreg_minibatch", "gen"),
     ("logreg_minibatch", "gen_horizon"),
     ("variance_prices", "gen"),
+    ("logreg_minibatch", "cdat"),
+    ("logreg_minibatch", "lqa"),
 )
 NUM_STEPS, SEED = 200, 1
 TOLERANCE = 5e-3

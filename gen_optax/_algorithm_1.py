@@ -22,7 +22,7 @@ class Algorithm1(Controller):
     where `A > 0`, `b > 0` and the fit has :math:`R^2 > 0.99` (of three points it cannot fail); otherwise
     :math:`\eta_t = \eta_{t-1}`. By default it probes at every 8th call, at three points along the step, on the
     gradient's own batch. There is no search for the first rate and no brake, with one exception: a step that would make
-    a finite loss NaN or infinite is not taken, and the rate falls to a tenth.
+    a finite loss NaN or infinite is not taken, and the rate falls to a tenth. `exact()` does not see where a step ends.
 
     With a probe on another batch or along the path, :math:`\eta^*` is :math:`\eta_{t-1}` times the factor by which the
     step probed was too short.
@@ -62,7 +62,8 @@ class Algorithm1(Controller):
     def observe(self, learning_rate, state, measurement, status, context):
         """The moving average of eta*."""
         accepted = status == ProbeStatus.ACCEPTED
-        factor = measurement.slope / jnp.where(accepted, measurement.curvature, 1)  # eta* / eta
+        curvature = jnp.where(measurement.curvature > 0, measurement.curvature, jnp.inf)
+        factor = measurement.slope / curvature  # eta* / eta
         clamped = factor if self.clamp is None else jnp.clip(factor, 1 / self.clamp, self.clamp)
         smoothed = learning_rate * (self.smoothing + (1 - self.smoothing) * clamped)
         # A minimum beyond the range of the dtype is none in sight.

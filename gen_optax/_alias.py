@@ -125,6 +125,9 @@ def gen_lion(
 ) -> optax.GradientTransformationExtraArgs:
     """`gen(optax.lion(1.0, b1, b2, weight_decay=weight_decay, mask=mask), **options)`.
 
+    The rate ends too high on noisy batches, since probes do not count the scatter of steps that are all of one length:
+    set `max_learning_rate`, or take AdamW. See "When it does not work".
+
     Args:
       b1: weight of the momentum in the step's sign.
       b2: decay of the momentum.

@@ -94,7 +94,7 @@ def averaged_params(state: Any, params: optax.Params) -> optax.Params:
         `optax.partition`, the others are taken from here.
 
     Returns:
-      A tree like `params`, in its dtypes. Before the first probe, `params`.
+      A tree like `params`, in its dtypes. Before any iterate was taken in, `params`.
 
     Raises:
       ValueError: if there is no state of `scale_by_gen` in `state`, or `params` is not like those that it trains.
@@ -128,7 +128,8 @@ def _put(average: AverageState, params: optax.Params) -> optax.Params:
     def choose(a, p):
         if is_masked(a) or not _tree.is_inexact(p):
             return p
-        return jnp.where(last_call > 0, a.astype(jnp.result_type(p)), p)
+        kept = jnp.reshape(last_call > 0, jnp.shape(last_call) + (1,) * (a.ndim - jnp.ndim(last_call)))  # of each model
+        return jnp.where(kept, a.astype(jnp.result_type(p)), p)
 
     if any(map(is_masked, jax.tree.leaves(average.mean, is_leaf=is_masked))):
         return jax.tree.map(choose, average.mean, params, is_leaf=is_masked)

@@ -85,14 +85,15 @@ def require_axis_name(axis_name: Any) -> None:
     """Raises a ValueError without `axis_name` where no type will show that devices disagree."""
     if axis_name is not None:
         return
-    for name in jax.sharding.get_abstract_mesh().manual_axes:
-        if name in varying(jax.lax.axis_index(name)):
-            continue
+    names = jax.sharding.get_abstract_mesh().manual_axes
+    untyped = tuple(name for name in names if name not in varying(jax.lax.axis_index(name)))
+    if untyped:
+        shown = repr(untyped[0] if len(untyped) == 1 else untyped)
         raise ValueError(
-            f"scale_by_gen is updated inside pmap or shard_map(check_vma=False), over the axis {name!r}, without "
+            f"scale_by_gen is updated inside pmap or shard_map(check_vma=False), over the axis {shown}, without "
             "axis_name: a learning rate from one device's losses would differ from those of the others. Average "
-            f"them, scale_by_gen(..., axis_name={name!r}); or pass axis_name=() where value_fn returns an average "
-            "already, or where each device trains a model of its own."
+            f"them, scale_by_gen(..., axis_name={shown}), and name a vmap over parts of the batch there, too; or pass "
+            "axis_name=() where value_fn returns an average already, or where each device trains a model of its own."
         )
 
 

@@ -8,7 +8,7 @@ halve the rate again and again. This one aims at `sigma rho = 1` for a sigma a l
     start    no rate is known: rates that rise along the first step      _cold_start.py
     search   the first 50 probes, one a call: climb from a part of the best of these, with care
     hold     log eta += weight * (sigma rho - 1 + wish), within limits
-    align    wish = 3 (alignment - 0.2), within limits, each time the run has doubled     _alignment.py
+    align    wish = 3 (cosine - 0.2), within limits, each time the run has doubled     _alignment.py
 
 Where noise is most of what a batch says, rho is near 1 / 2 at any rate. The alignment is not: it is the cosine between
 the steps of one long stretch of the run and those of the next. A fresh batch is not always fresh. So a gain counts by
@@ -57,8 +57,9 @@ class BalanceState(NamedTuple):
 class Balance(Controller):
     r"""Keeps the learning rate just below the one at which steps stop helping.
 
-    Every probe judges the last steps, or the step to come, on a batch that had no part in them. With their slope
-    `b h`, curvature `A h^2` and rounding error, after so many `probes` since a rate was found, the rate becomes
+    Every probe judges the last steps, or the step to come, on a batch that had no part in them. They have the slope
+    `b h`, the curvature `A h^2` and the rounding error `noise`. Other batches do not confirm the part `unconfirmed` of
+    the gain, and the direction of the run asks for `wish`. After so many `probes` since a rate was found, it becomes
 
     ```python
     def next_rate(
@@ -129,14 +130,14 @@ class Balance(Controller):
     rate can run away.
 
     Args:
-      init_learning_rate: the first learning rate. None, the default: it is found. The first call tries rates along the
-        step, and the search begins at a part of the best; until there is one, no step is taken. A given rate lowers
-        where the search begins, by a factor of 10 at most; it never raises it.
+      init_learning_rate: None, the default: it is found. The first call tries rates along the step, and the search
+        begins at a part of the best; until there is one, no step is taken. A given rate lowers where the search begins,
+        by a factor of 10 at most; one that is higher is not used. It is kept where nothing speaks for another.
       sigma: the rate stands still, once it is found, where this times `b / (A h)` is 1.
       max_change: greater than 1: the factor by which one probe of weight 1 moves the rate, at most.
-      search_probes: probes, one a call, of the search.
+      search_probes: the length of the search, in probes; there is one a call.
       search_sigma: sigma during the search, unless `sigma` is lower.
-      memory: the weight of a probe is this times the part of the calls so far that it stands for, less than 1.
+      memory: a probe that stands for `n` calls has the weight `memory n / (t + memory n)` after `t` calls.
       first_fraction: where the search begins, as a part of what the first step alone would bear. Momentum is still to
         come, and curvature falls from its height at the start.
       confirm_errors: a gain is doubted where `lost` is above this many of its standard errors.
@@ -215,10 +216,11 @@ class Balance(Controller):
         """The rate where the search begins. A given rate against which nothing speaks is kept, without a search."""
         start, seen, status = _cold_start.first_rate(context, tried, losses, self.first_fraction)
         start, given = start.astype(learning_rate.dtype), learning_rate
-        kept = (given > 0) & ~seen
+        measured = status != ProbeStatus.NOT_FINITE  # else the next call tries again
+        kept = (given > 0) & ~seen & measured
         start = jnp.where(given > 0, jnp.clip(given, _LEAST_GIVEN * start, start), start)
-        found = jnp.where(kept, given, start)
-        age = jnp.where(kept, self.search_probes, jnp.where(found > 0, 0, -1)).astype(jnp.int32)
+        found = jnp.where(kept | ~measured, given, start)
+        age = jnp.where(kept, self.search_probes, jnp.where(measured & (found > 0), 0, -1)).astype(jnp.int32)
         return found, state._replace(age=age), status
 
     def searching(self, state):
@@ -232,7 +234,7 @@ class Balance(Controller):
         searching = self.searching(state)
         claims, unconfirmed = self._confirm(state.claims, measurement)
         rho = measurement.slope / jnp.maximum(measurement.curvature, least)
-        rho = jnp.where(rho > 0, rho * (1 - unconfirmed), rho)
+        rho = jnp.where(rho > 0, jnp.where(unconfirmed < 1, rho * (1 - unconfirmed), 0), rho)  # it may be infinite
         factor = jnp.where(searching, self._search(rho, weight, measurement), self._hold(rho, weight, state.wish))
         readable = jnp.isin(status, jnp.array([ProbeStatus.ACCEPTED, ProbeStatus.ASCENT, ProbeStatus.NO_CURVATURE]))
         moved = jnp.where(readable, learning_rate * factor, learning_rate)
@@ -243,9 +245,9 @@ class Balance(Controller):
         )
         return moved, BalanceState(state.age + 1, claims, wish)
 
-    def align(self, state, alignment):
+    def align(self, state, cosine):
         """A wish for more where the run keeps its direction, for less where it loses it."""
-        return state._replace(wish=jnp.clip(_GAIN * (alignment - self.alignment), -_MOST, _MOST))
+        return state._replace(wish=jnp.clip(_GAIN * (cosine - self.alignment), -_MOST, _MOST))
 
     def _search(self, rho, weight, measurement):
         """The factor while a rate is being found: up with care, down at once; and not up where the loss curves down."""

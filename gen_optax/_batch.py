@@ -2,7 +2,8 @@
 
 Whatever a loss takes besides the parameters stands in its trace: the batch, a random key, statistics, frozen weights.
 The batch is its integers (tokens, labels, indices) and the largest of the floating-point arrays that are as long as
-these. Without integers it is the largest of the least length that two arrays have: weights are longer than a batch.
+these. Without integers it is the largest of the least length that two arrays have, one of them with more axes than one,
+which statistics of a layer have not; or else the largest of all. Weights are longer than a batch.
 Random keys and scalars are left out, since they change while the data stay. The order of the entries, and on which
 device they are, makes no difference.
 """
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend import core
 
 from gen_optax import _axes
 
@@ -61,11 +63,20 @@ def follow(state: Batches, batch: jax.Array, repeated: jax.Array, waits: Any, pr
 def fingerprint(trace: Any, learning_rate: jax.Array) -> jax.Array:
     """The number, uint32, the same on all devices that share the rate; 0 for a loss of the parameters alone."""
     total = jnp.uint32(0)
-    for x in _data([x for x in trace.consts if hasattr(x, "dtype") and jnp.size(x) > 1 and not _is_key(x)]):
+    for x in _data([x for x in _constants(trace) if hasattr(x, "dtype") and jnp.size(x) > 1 and not _is_key(x)]):
         total += jnp.sum(_mixed(jax.lax.stop_gradient(jnp.asarray(x))), dtype=jnp.uint32)
     for name in _split_over(total, learning_rate):
         total = jax.lax.psum(total, name)
     return total
+
+
+def _constants(trace: Any) -> Iterator[Any]:
+    """What a program closes over; a function with its own `jit` inside of it does so by itself."""
+    yield from trace.consts
+    for equation in trace.jaxpr.eqns:
+        for inner in equation.params.values():
+            if isinstance(inner, core.ClosedJaxpr):
+                yield from _constants(inner)
 
 
 def _data(arrays: list[Any]) -> list[Any]:
@@ -73,7 +84,8 @@ def _data(arrays: list[Any]) -> list[Any]:
     integers = [x for x in arrays if jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == jnp.bool_]
     floats = sorted((x for x in arrays if jnp.issubdtype(x.dtype, jnp.inexact)), key=jnp.size)
     lengths = collections.Counter(jnp.shape(x)[0] for x in integers or floats)
-    shared = [length for length, number in lengths.items() if integers or number > 1]
+    wide = {jnp.shape(x)[0] for x in floats if jnp.ndim(x) > 1}
+    shared = [length for length, number in lengths.items() if integers or (number > 1 and length in wide)]
     long = [x for x in floats if jnp.shape(x)[0] in (shared if integers else [min(shared, default=0)])]
     return [*integers, *(long or ([] if integers else floats))[-1:]]
 

@@ -65,7 +65,7 @@ def warn_of_base(state: Any) -> None:
     """Warns if the state of a base shows a schedule of its learning rate."""
     if any(map(_is_scheduled, jax.tree.leaves(state, is_leaf=_is_scheduled))):
         warnings.warn(
-            "The base of gen schedules a learning rate of its own, which is measured away: GeN's learning rate rises "
+            "The base of gen schedules a learning rate of its own, which GeN makes up for: its learning rate rises "
             "as the schedule falls. Give the base the constant 1.0 and the schedule to gen, with a peak of 1: "
             "gen(optax.adamw(1.0), decay=optax.cosine_decay_schedule(1.0, T)), or gen(..., num_steps=T).",
             stacklevel=3,

@@ -51,10 +51,10 @@ class Controller(Protocol):
         """The learning rate and the state after a probe; `status` is its `ProbeStatus`."""
         ...
 
-    def align(self, state: Any, alignment: jax.Array) -> Any:
+    def align(self, state: Any, cosine: jax.Array) -> Any:
         """The state where a stretch of the run ends: each time its length has doubled.
 
-        `alignment` is the cosine between the displacements of the parameters in the stretch and in the one before.
+        `cosine` is that between the displacements of the parameters in the stretch and in the one before.
         """
         return state
 
@@ -89,8 +89,8 @@ class Controller(Protocol):
     def emergency(factor: jax.Array, status: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Whether a step overshot beyond doubt, and the factor by which the rate then falls at once.
 
-        After a jump it falls to `factor`, the part of the step at which the loss was least, but by no more than 2; it
-        never rises. Where the loss was not finite it falls by 10.
+        After a jump it falls to `factor` times itself, but by no more than 2; it never rises. Where the loss was not
+        finite it falls by 10.
         """
         after_jump = jnp.clip(jnp.where(jnp.isnan(factor), 0, factor), _AFTER_JUMP, 1)
         return overshot(status), jnp.where(status == ProbeStatus.OVERSHOOT, _AFTER_OVERSHOOT, after_jump)

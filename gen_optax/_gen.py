@@ -46,6 +46,8 @@ from gen_optax._probe import Probe
 
 # Calls without a learning rate after which a user is told.
 _PATIENCE = 4
+# A decay above it has not begun: it may be a rounding error below 1.
+_UNDECAYED = 0.999
 
 
 class GenInfo(NamedTuple):
@@ -121,8 +123,8 @@ def scale_by_gen(
         an alarm and, where `update` is given no `value`, at every fourth call. None: what the controller asks for.
       num_steps: the horizon `T`: :math:`s(t) = \min(1, \max(0, 4 - 4 t / T))`, which is 1 for three quarters of it and
         then falls to 0. None: no decay.
-      decay: a schedule in place of `s`, with a peak of 1: `optax.cosine_decay_schedule(1.0, T)`. Give one of
-        `num_steps` and `decay`.
+      decay: a schedule in place of `s`, with a peak of 1: `optax.cosine_decay_schedule(1.0, T)`. Below 0 it is 0.
+        A warm-up in it is made up for by the search. Give one of `num_steps` and `decay`.
       average: whether to keep the average of the iterates for :func:`gen_optax.averaged_params`, one more copy of the
         parameters: True, False, or the dtype to keep it in, such as `jnp.bfloat16`. None: where the end is open and the
         controller is made for it, as `balance` is and `algorithm_1` is not.
@@ -353,14 +355,15 @@ class _Rule:
         seen = _flow.cond(looks, look, self._look_away, state)
 
         learning_rate = self.bounds.clip(seen.learning_rate)
+        nothing_found = (learning_rate == 0) | self.controller.starting(seen.controller)
         noticed = _notice.seen(
-            ((context.decay == 0) & (state.count > 0), Notice.HORIZON_PASSED),  # a warm-up may begin at 0
-            ((seen.learning_rate == 0) & (state.count + 1 >= _PATIENCE), Notice.NO_RATE),
+            (self._is_past_the_decay(state, context), Notice.HORIZON_PASSED),
+            (nothing_found & (state.count + 1 >= _PATIENCE), Notice.NO_RATE),
             *direction.notices(state.probe, context),
         )
         info = seen.info._replace(notices=seen.info.notices | noticed)
         # A rate that is known to overshoot is not tried on the parameters, or not left there.
-        applied = jnp.where(overshot(seen.status), 0, learning_rate * context.decay)
+        applied = jnp.where(overshot(seen.status) | nothing_found, 0, learning_rate * context.decay)
         updates = _tree.scale(updates, applied)
         count = optax.safe_increment(state.count)
         anchor, average, here = self._remember(state, context, seen.status, looks)
@@ -368,12 +371,22 @@ class _Rule:
         updates, probe_state = direction.settle(state.probe, context, seen.measurement, seen.status, updates, anchor)
         return updates, GenState(count, learning_rate, applied, probe_state, remembered, average, alignment, info)
 
+    def _decay_at(self, count: jax.Array) -> jax.Array:
+        """s(t); a schedule that goes on below 0 would climb the loss, so it ends at 0."""
+        s = jnp.asarray(self.decay(count), jax.dtypes.canonicalize_dtype(jnp.float64))
+        return jnp.where(s > 0, s, 0)
+
+    def _is_past_the_decay(self, state: GenState, context: Context) -> jax.Array:
+        """Whether the decay is 0 after it was more; a warm-up may be 0 for some steps."""
+        was_more = (self._decay_at(jnp.zeros_like(state.count)) > 0) | (state.applied_learning_rate > 0)
+        return (context.decay == 0) & (state.count > 0) & was_more
+
     def _align(self, state: GenState, context: Context, seen: _Seen, here: Any) -> tuple[Any, Any]:
         """What the controller remembers, told where a stretch of the run ends that no search and no decay blurs."""
         if not self.controller.aligns:
             return seen.controller, ()
         known, cosine, alignment = _alignment.update(state.alignment, here, context)
-        counts = known & (context.decay == 1) & ~jnp.asarray(context.searching) & ~overshot(seen.status)
+        counts = known & (context.decay > _UNDECAYED) & ~jnp.asarray(context.searching) & ~overshot(seen.status)
         told = self.controller.align(seen.controller, cosine)
         return jax.tree.map(lambda new, old: jnp.where(counts, new, old), told, seen.controller), alignment
 
@@ -418,7 +431,8 @@ class _Rule:
         trusts_value: Any = True
         if value is not None and self.controller.num_start_rates:
             differs = (state.info.notices & Notice.VALUE_DIFFERS) > 0
-            trusts_value = ~(differs | _alignment.is_power_of_two(state.info.num_probes + 1))
+            finite = _axes.everywhere(jnp.isfinite(jax.lax.stop_gradient(value)), self.axis_name)
+            trusts_value = finite & ~(differs | _alignment.is_power_of_two(state.info.num_probes + 1))
         return Context(
             loss=loss,
             params=params,
@@ -429,7 +443,7 @@ class _Rule:
             every=self.every,
             learning_rate=state.learning_rate,
             applied_learning_rate=state.applied_learning_rate,
-            decay=jnp.asarray(self.decay(state.count), state.learning_rate.dtype),
+            decay=self._decay_at(state.count),
             in_turn=_flow.either(_is_turn(state.count + 1, self.every), at_once),
             searching=searching,
             axis_name=self.axis_name,
@@ -444,9 +458,10 @@ class _Rule:
             point=lambda k, tried, losses: self.controller.start_rate(k, tried, losses, context),
             direction=lambda: context.updates,
         )
+        num_points = jax.eval_shape(lambda: probe.points(state.probe, context)).size
         line = _line.Line(
-            size=jax.eval_shape(lambda: probe.points(state.probe, context)).size,
-            point=lambda k, tried, losses: probe.points(state.probe, context)[k],
+            size=num_points,
+            point=lambda k, tried, losses: probe.points(state.probe, context)[jnp.minimum(k, num_points - 1)],
             direction=lambda: direction.vector(state.probe, context),
         )
         heard = _line.after_listening(line, lambda loss: direction.alarms(state.probe, context, loss))
@@ -455,7 +470,7 @@ class _Rule:
 
         quiet, own = False, losses[: line.size]
         if listens is not False:
-            quiet = _flow.both(listens, ~direction.alarms(state.probe, context, losses[0]))
+            quiet = _flow.both(listens, _flow.negation(direction.alarms(state.probe, context, losses[0])))
             own = jnp.where(listens, losses[1 : 1 + line.size], own)
         start = functools.partial(self._start, context, state, tried[: first.size], losses[: first.size])
         observe = functools.partial(self._observe, context, state, own)

@@ -91,6 +91,12 @@ def _bind(value_fn: Callable[..., Any], extra_args: Mapping[str, Any]) -> Loss:
     return noting
 
 
+def ignored(extra_args: Mapping[str, Any]) -> list[str]:
+    """The names that neither GeN nor the loss that comes with them makes use of."""
+    value_fn = extra_args.get("value_fn") or extra_args.get("obj_fn")
+    return sorted(extra_args.keys() - {*_OWN} - _select(value_fn, extra_args).keys()) if callable(value_fn) else []
+
+
 def scalar(value_fn: Callable[..., Any]) -> Loss:
     """`value_fn` checked to return a real scalar; of a tuple `(loss, aux)`, the loss."""
 
@@ -224,12 +230,16 @@ def _replace(params: optax.Params, moved: list[jax.Array]) -> optax.Params:
 
 
 def _select(value_fn: Callable[..., Any], extra_args: Mapping[str, Any]) -> dict[str, Any]:
-    """The extra arguments that `value_fn` names, its first parameter excepted; all but GeN's own for `**kwargs`."""
+    """The extra arguments that `value_fn` names, its first parameter excepted; all but GeN's own for `**kwargs`.
+
+    What `functools.partial` has bound by name stays bound.
+    """
+    bound = getattr(value_fn, "keywords", {}) if isinstance(value_fn, functools.partial) else {}
     try:
         first, *parameters = inspect.signature(value_fn).parameters.values()
     except (TypeError, ValueError):  # a callable without a readable signature, or without parameters
         return {}
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in bound]
     missing = [p.name for p in named if p.default is p.empty and p.name not in extra_args]
     if missing:
         raise ValueError(
@@ -238,7 +248,7 @@ def _select(value_fn: Callable[..., Any], extra_args: Mapping[str, Any]) -> dict
         )
     wanted = {p.name for p in named}
     if any(p.kind == p.VAR_KEYWORD for p in parameters):
-        wanted |= extra_args.keys() - {first.name, *_OWN}
+        wanted |= extra_args.keys() - {first.name, *_OWN, *bound}
     return {name: x for name, x in extra_args.items() if name in wanted}
 
 

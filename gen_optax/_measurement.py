@@ -47,7 +47,7 @@ class ProbeStatus(enum.IntEnum):
     NONE = 0
     """No probe so far, and nothing in the way of a first rate."""
     ACCEPTED = 1
-    """A convex, descending, trustworthy fit: the learning rate follows it."""
+    """A convex, descending, trustworthy fit: there is a minimum ahead, and the learning rate follows it."""
     NOT_FINITE = 2
     """The loss is NaN or infinite where the step starts or at a candidate beside the step itself, or the step is NaN or
     infinite: the rate stays."""
@@ -67,7 +67,7 @@ class ProbeStatus(enum.IntEnum):
     """The points are no parabola (R^2 of at most 0.99): the rate stays."""
     JUMP = 8
     """The steps raised the loss by more than four times what those before them changed it: they are taken back, and the
-    rate falls at once, to where the parabola is least or by a factor of 2."""
+    rate falls at once, by a factor of 2 at most."""
     FALSE_ALARM = 9
     """A high loss asked for the probe out of turn, and the steps were not its cause: the rate stays."""
 
@@ -106,7 +106,7 @@ class Context:
         """The arithmetic that the loss is computed in."""
         return _arithmetic.arithmetic(self.trace)
 
-    @functools.cached_property
+    @property  # not kept: a branch that is traced would leave its own behind
     def slope(self) -> jax.Array | None:
         """`b = -G.u`, where the gradient is known."""
         return None if self.grad is None else -_axes.inner_product(self.grad, self.updates, self.axis_name)

@@ -6,7 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from gen_optax import _cold_start
 from gen_optax._measurement import Context, Measurement, ProbeStatus
 
 # Two programs for one loss agree to this many times its rounding error.
@@ -38,7 +40,7 @@ class Notice(enum.IntFlag):
     HORIZON_PASSED = 32
     """The decay has reached 0: nothing moves any more."""
     SEARCH_IN_VAIN = 64
-    """While a rate was searched for, the loss rose along two fifths of the paths, as along steps of chance. The rate
+    """While a rate was searched for, the loss rose along two fifths of the paths, as along random steps. The rate
     that was found says little."""
     NOT_FINITE = 128
     """The loss was NaN or infinite at two probes in a row: NaN among the parameters, the updates or the data."""
@@ -61,8 +63,9 @@ ADVICE = {
     Notice.HORIZON_PASSED: "the decay has reached 0, and where it is 0 nothing moves. Give num_steps the total number "
     "of steps, those before a resumption included",
     Notice.SEARCH_IN_VAIN: "while a rate was searched for, the loss rose along two fifths of the paths or more, as "
-    "along steps of chance. Unless the model is trained already, take larger batches, hold the statistics of batch "
-    "normalisation fixed, or let the search begin higher: controller=gen_optax.balance(first_fraction=1.0)",
+    "along random steps. Unless the model is trained already, take larger batches, hold the statistics of batch "
+    "normalisation fixed, or let the search begin higher, which helps some of these runs and harms most others: "
+    "controller=gen_optax.balance(first_fraction=1.0)",
     Notice.NOT_FINITE: "the loss was NaN or infinite at two probes in a row. Look for NaN among the data and the "
     "parameters, and restore a checkpoint. gen(optax.apply_if_finite(base, 5)) leaves such gradients out",
 }
@@ -85,7 +88,7 @@ def of_start(context: Context, tried: jax.Array, losses: jax.Array, status: jax.
     slope, uphill = context.slope, status == ProbeStatus.ASCENT
     if slope is None or context.arithmetic.is_coarse:
         return seen((differs, Notice.VALUE_DIFFERS), (uphill, Notice.UPHILL))
-    clear = jnp.isfinite(losses) & (jnp.abs(losses - start) > _CLEAR * context.arithmetic.rounding() * jnp.abs(start))
+    clear = jnp.isfinite(losses) & (jnp.abs(losses - start) > _CLEAR * _cold_start.rounding_error(start, context))
     least = jnp.argmin(jnp.where(clear & (tried > 0), tried, jnp.inf))
     expected = slope * tried[least]
     fall = start - losses[least]
@@ -124,7 +127,7 @@ def _differs(context: Context, at_params: jax.Array) -> Any:
     value = context.average_value(at_params.dtype)
     size = jnp.maximum(jnp.abs(value), jnp.abs(at_params))
     apart = jnp.abs(value - at_params) > _SAME * context.arithmetic.rounding(context.value) * size
-    return jnp.isfinite(value) & jnp.isfinite(at_params) & apart
+    return jnp.isfinite(at_params) & (~jnp.isfinite(value) | apart)
 
 
 def warn(notices: int, stacklevel: int) -> None:
@@ -135,12 +138,12 @@ def warn(notices: int, stacklevel: int) -> None:
 
 
 def warn_of_state(state: Any, stacklevel: int) -> None:
-    """Warns of what the states of GeN in `state` have noticed; not where that is traced, nor of stacked states."""
+    """Warns of what the states of GeN in `state` have noticed, stacked ones together; not where that is traced."""
 
     def is_info(x):
         return "notices" in getattr(x, "_fields", ())
 
     for info in filter(is_info, jax.tree.leaves(state, is_leaf=is_info)):
         (notices,) = jax.tree.leaves(info.notices)  # in an nnx.Optimizer it is a variable
-        if not isinstance(notices, jax.core.Tracer) and jnp.ndim(notices) == 0:
-            warn(int(notices), stacklevel + 1)
+        if not isinstance(notices, jax.core.Tracer):
+            warn(int(np.bitwise_or.reduce(np.ravel(notices))), stacklevel + 1)

@@ -24,14 +24,17 @@ def step_along(params: optax.Params, updates: optax.Updates, step_size: jax.typi
 
 
 def scale(updates: optax.Updates, factor: jax.Array) -> optax.Updates:
-    """`factor * updates` in the dtypes of the updates; the product is formed in float32 at least."""
+    """`factor * updates` in the dtypes of the updates; the product is formed in float32 at least.
+
+    A factor of 0 makes everything 0, infinities and NaN as well.
+    """
 
     def times(u):
         if not is_inexact(u):
             return u
         u = jnp.asarray(u)
         dtype = jnp.promote_types(u.dtype, jnp.float32)
-        return (factor.astype(real(dtype)) * u.astype(dtype)).astype(u.dtype)
+        return jnp.where(factor == 0, 0, factor.astype(real(dtype)) * u.astype(dtype)).astype(u.dtype)
 
     return jax.tree.map(times, updates)
 

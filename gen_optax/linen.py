@@ -18,6 +18,7 @@ are its auxiliary output, which a probe drops; those of the step are replaced in
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
@@ -25,7 +26,7 @@ import optax
 from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
 
-from gen_optax import _loss_context, _statistics
+from gen_optax import _loss, _loss_context, _statistics
 from gen_optax._average import averaged_params
 
 
@@ -91,6 +92,13 @@ class TrainState(train_state.TrainState):
             extra_args = _without_overwritten(_loss_context.completed(extra_args), params)
             grads, params = grads["params"], params["params"]
 
+        if ignored := _loss.ignored(extra_args):
+            warnings.warn(
+                f"apply_gradients was given {', '.join(ignored)}, which {type(self).__name__} has no field for, and "
+                "value_fn no argument. GeN ignores it. To keep it in the state, give your subclass of TrainState a "
+                "field of that name.",
+                stacklevel=2,
+            )
         tx = self.tx
         if isinstance(tx, optax.GradientTransformation):  # optax.MultiSteps is none, and takes extra arguments
             tx = optax.with_extra_args_support(tx)
@@ -106,7 +114,10 @@ class TrainState(train_state.TrainState):
     @property
     def averaged_params(self) -> Any:
         """The parameters to evaluate, those of :func:`gen_optax.averaged_params`."""
-        return averaged_params(self.opt_state, self.params)
+        params = self.params
+        if isinstance(params, Mapping) and OVERWRITE_WITH_GRADIENT in params:
+            return {**params, "params": averaged_params(self.opt_state, params["params"])}
+        return averaged_params(self.opt_state, params)
 
 
 def update_batch_stats(

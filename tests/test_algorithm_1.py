@@ -272,3 +272,24 @@ def test_the_rates_are_those_of_the_authors_package(case, momentum, advances_twi
 def test_settings_outside_their_range(settings, message):
     with pytest.raises(ValueError, match=message):
         gen_optax.algorithm_1(**settings)
+
+
+def test_a_jump_brakes_in_any_unit_of_the_loss():
+    """The rate falls by what the parabola says, which is no number in units of the loss."""
+    rates = []
+    for unit in (2.0**-10, 1.0):
+        tx = gen_optax.gen(
+            optax.sgd(1.0 / unit), controller=gen_optax.algorithm_1(0.3), probe=gen_optax.retrospective(), every=1
+        )
+        w = jnp.ones(2)
+        state, seen = tx.init(w), []
+        for call in range(60):
+            bend = 60.0 if call >= 40 else 1.0
+            value_fn = lambda w, bend=bend: unit * bend * jnp.sum(w**2) / 2 + unit  # noqa: E731, B023
+            value, grads = jax.value_and_grad(value_fn)(w)
+            updates, state = tx.update(grads, state, w, value=value, value_fn=value_fn)
+            w = optax.apply_updates(w, updates)
+            seen.append(float(optax.tree.get(state, "learning_rate")))
+        rates.append(seen)
+    assert rates[0][-1] < 0.1 < rates[0][39]
+    np.testing.assert_allclose(rates[0], rates[1], rtol=1e-5)

@@ -164,7 +164,7 @@ def test_who_keeps_one(name):
     assert np.array_equal(average, w) == (not kept)
 
 
-def test_before_the_first_probe_it_is_the_parameters():
+def test_before_the_first_call_it_is_the_parameters():
     tx = gen_optax.gen(optax.adam(1.0))
     w = jnp.zeros(3)
     assert np.array_equal(gen_optax.averaged_params(tx.init(w), w + 1), w + 1)
@@ -365,3 +365,22 @@ def test_a_mask_of_infinities_stays_and_stops_nothing():
     np.testing.assert_allclose(rate, expected, rtol=1e-4)
     np.testing.assert_allclose(model["w"], without, rtol=1e-4, atol=1e-6)
     assert np.array_equal(model["mask"], mask)
+
+
+def test_of_models_side_by_side():
+    """Outside of vmap as inside of it, whatever axes the parameters have."""
+    tx = gen_optax.gen(optax.sgd(1.0))
+
+    def train(w):
+        def step(carry, _):
+            w, state = carry
+            value = jnp.sum((w - 1) ** 2)
+            updates, state = tx.update(2 * (w - 1), state, w, value=value, value_fn=lambda w: jnp.sum((w - 1) ** 2))
+            return (optax.apply_updates(w, updates), state), None
+
+        return jax.lax.scan(step, (w, tx.init(w)), length=20)[0]
+
+    for shape in ((3, 2, 5), (3, 2, 3)):
+        w, states = jax.vmap(train)(jnp.arange(np.prod(shape), dtype=jnp.float32).reshape(shape))
+        inside = jax.vmap(gen_optax.averaged_params)(states, w)
+        np.testing.assert_array_equal(gen_optax.averaged_params(states, w), inside)

@@ -156,8 +156,8 @@ def test_the_weight_is_a_part_of_the_past():
 
 def test_each_doubling_of_a_run_moves_the_rate_as_much():
     """However long it is, probes that all say the same move the rate by about `memory` log 2 times what each says."""
-    ages, weights = np.arange(50, 400_000), None
-    weights = np.array([weight(age) for age in ages])
+    ages = np.arange(50, 400_000)
+    weights = np.asarray(gen_optax.balance()._weight(jnp.asarray(ages), 16, jnp.float32))
     calls = 50 + (ages - 50) * 16
     sums = [weights[(calls >= t) & (calls < 2 * t)].sum() for t in 10 ** np.arange(3, 7)]
     np.testing.assert_allclose(sums, MEMORY * np.log(2), rtol=0.15)
@@ -232,27 +232,26 @@ MEASUREMENTS = {
     "value": st.sampled_from([1.0, -1.0, 0.01]),
     "end_value": st.one_of(st.floats(-10, 10, width=32), st.sampled_from([2.0, 2.1, 1e30])),
     "higher": st.one_of(st.floats(0, 10, width=32), st.sampled_from([np.inf, np.nan])),
-    "guarded": st.booleans(),
+    "jumped": st.booleans(),
     "in_turn": st.booleans(),
     "r_squared": st.sampled_from([1.0, 1.0, 0.5]),
     "age": st.sampled_from([0, 8, 49, 50, 5000]),
 }
 
 
-def as_measured(slope, curvature, end_value, *, noise, value, r_squared, guarded, in_turn):
-    """As a probe along the path reports it; `guarded`: in the search or out of turn, where it looks for jumps."""
-    jumped = end_value > 2 * abs(value) and (guarded or not in_turn)
-    flags = {"jumped": bool(jumped), "is_path": True, "out_of_turn": not in_turn}
+def as_measured(slope, curvature, end_value, *, noise, value, r_squared, jumped, in_turn):
+    """As a probe along the path reports it."""
+    flags = {"jumped": jumped, "is_path": True, "out_of_turn": not in_turn}
     return measurement(slope, curvature, noise=noise, value=value, end_value=end_value, r_squared=r_squared, **flags)
 
 
 @hypothesis.given(**MEASUREMENTS)
 @hypothesis.settings(max_examples=500)
 def test_a_lower_slope_never_raises_the_next_rate(
-    slope, lower, curvature, noise, value, end_value, higher, guarded, in_turn, r_squared, age
+    slope, lower, curvature, noise, value, end_value, higher, jumped, in_turn, r_squared, age
 ):
     """Everything else fixed; but a slope within its noise says nothing of the rate, which stays."""
-    fixed = {"noise": noise, "value": value, "r_squared": r_squared, "guarded": guarded, "in_turn": in_turn}
+    fixed = {"noise": noise, "value": value, "r_squared": r_squared, "jumped": jumped, "in_turn": in_turn}
     measured = as_measured(slope - lower, curvature, end_value, **fixed)
     rate, status = next_rate(measured, age)
     hypothesis.assume(status != "BELOW_ROUNDING")
@@ -262,10 +261,10 @@ def test_a_lower_slope_never_raises_the_next_rate(
 @hypothesis.given(**MEASUREMENTS)
 @hypothesis.settings(max_examples=500)
 def test_a_higher_loss_at_the_end_never_raises_the_next_rate(
-    slope, lower, curvature, noise, value, end_value, higher, guarded, in_turn, r_squared, age
+    slope, lower, curvature, noise, value, end_value, higher, jumped, in_turn, r_squared, age
 ):
     """Everything else fixed: neither a little higher, nor infinite, nor NaN."""
-    fixed = {"noise": noise, "value": value, "r_squared": r_squared, "guarded": guarded, "in_turn": in_turn}
+    fixed = {"noise": noise, "value": value, "r_squared": r_squared, "jumped": jumped, "in_turn": in_turn}
     before, _ = next_rate(as_measured(slope, curvature, end_value, **fixed), age)
     after, _ = next_rate(as_measured(slope, curvature, end_value + higher, **fixed), age)
     assert after <= before * (1 + 1e-6)
@@ -358,7 +357,7 @@ def test_a_level_that_jumps_leaves_the_rate(probe):
 )
 def test_the_batch_of_the_gradient_is_refused(probe):
     """There its own noise counts as slope."""
-    with pytest.raises(ValueError, match=r"(?s)own|same|computed from.*independent=True.*algorithm_1"):
+    with pytest.raises(ValueError, match=r"(?s)computed from.*independent=True.*algorithm_1"):
         gen_optax.scale_by_gen(probe=probe)
     gen_optax.scale_by_gen(probe=probe, controller=gen_optax.algorithm_1())
     for other in (gen_optax.exact(independent=True), gen_optax.exact(along="path")):

@@ -95,7 +95,10 @@ def test_emergency(status, factor, falls):
 
 
 @by_name
-@pytest.mark.parametrize(("slope", "curvature"), [(0.4, 1.0), (0.01, 1.0), (-1.0, 2.0), (3.0, 2.0), (np.nan, 1.0)])
+@pytest.mark.parametrize(
+    ("slope", "curvature"),
+    [(0.4, 1.0), (0.01, 1.0), (-1.0, 2.0), (3.0, 2.0), (np.nan, 1.0), (100.0, 140.0), (0.9, 1.2), (100.0, 300.0)],
+)
 def test_a_jump_is_not_smoothed(controller, slope, curvature):
     """The rate falls to where the parabola is least, in the eyes of the controller; by 2 at most, and never up."""
     state, sigma = controller.init(jnp.float32)[1], 1.0

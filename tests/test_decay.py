@@ -38,3 +38,56 @@ def test_the_last_counts_do_not_wrap_around():
     updates, state = tx.update(jnp.ones(()), state, jnp.zeros(()), value_fn=lambda w: 0 * w)
     assert updates == 0
     assert state.count == last
+
+
+def rates(decay, steps, **state):
+    """What is applied, and the notices, with a rate that no probe moves."""
+    tx = gen_optax.scale_by_gen(controller=HALF, probe=gen_optax.exact(), decay=decay)
+    state, seen = tx.init(jnp.zeros(()))._replace(**state), []
+    update = jax.jit(lambda s: tx.update(jnp.ones(()), s, jnp.zeros(()), value_fn=lambda w: 0 * w))
+    for _ in range(steps):
+        state = update(state)[1]
+        seen.append(float(state.applied_learning_rate))
+    return seen, int(state.info.notices)
+
+
+@pytest.mark.parametrize("below", [lambda t: 1 - t / 4, lambda t: jnp.where(t < 4, 1.0, jnp.nan)], ids=["0", "NaN"])
+def test_a_decay_ends_at_zero(below):
+    """One that goes on below would climb the loss."""
+    applied, notices = rates(below, 8)
+    assert applied[4:] == [0.0] * 4
+    assert min(applied[:4]) > 0
+    assert notices == gen_optax.Notice.HORIZON_PASSED
+
+
+def test_a_run_resumed_past_its_horizon_says_so():
+    count = jnp.int32(1000)
+    for decay in (lambda t: jnp.clip(1 - t / 500, 0, 1), lambda t: jnp.clip(1 - t / 1000, 0, 1)):
+        assert rates(decay, 1, count=count)[1] == gen_optax.Notice.HORIZON_PASSED
+
+
+def test_a_warm_up_may_be_zero_for_some_steps():
+    applied, notices = rates(lambda t: jnp.clip((t - 5) / 4, 0, 1), 12)
+    assert applied[:6] == [0.0] * 6
+    assert applied[-1] == 0.5
+    assert notices == 0
+
+
+def test_a_decay_of_nearly_one_has_not_begun():
+    """The rate follows the direction of the run with either."""
+
+    def wish(decay):
+        tx = gen_optax.gen(optax.sgd(1.0), controller=gen_optax.balance(1e-3, search_probes=0), decay=decay)
+
+        def step(carry, x):
+            w, state = carry
+            updates, state = tx.update(w - x, state, w, value_fn=lambda w: jnp.sum((w - x) ** 2) / 2)
+            return (optax.apply_updates(w, updates), state), None
+
+        w = jnp.zeros(8)
+        data = jax.random.normal(jax.random.key(0), (256, 8)) + 3
+        return jax.lax.scan(step, (w, tx.init(w)), data)[0][1][1].controller.wish
+
+    assert wish(lambda t: 1.0) > 0.5
+    np.testing.assert_allclose(wish(lambda t: 0.999999), wish(lambda t: 1.0), rtol=1e-3)
+    assert wish(lambda t: 0.9) == 0

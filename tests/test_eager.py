@@ -116,3 +116,20 @@ def test_an_alarm_is_heard_outside_of_jit():
         w = optax.apply_updates(w, updates)
         if call in (16, 17, 18):
             assert (counting.calls > counting.traces) == (call == 17)
+
+
+def test_a_jitted_loss_is_known_by_its_batch():
+    """Repeated batches are recognised, as without its `jit`."""
+
+    def probes(wrap):
+        tx = gen_optax.gen(optax.sgd(1.0))
+        w = jnp.zeros(4)
+        state, batches = tx.init(w), jax.random.normal(jax.random.key(0), (6, 8, 4))
+        for call in range(24):
+            batch = batches[call // 4]
+            loss_fn = wrap(lambda w, batch=batch: jnp.mean((w - batch) ** 2))
+            updates, state = tx.update(jax.grad(loss_fn)(w), state, w, value=loss_fn(w), value_fn=loss_fn)
+            w = optax.apply_updates(w, updates)
+        return int(gen_optax.metrics(state)["num_probes"])
+
+    assert probes(jax.jit) == probes(lambda f: f) < 10

@@ -271,3 +271,23 @@ def test_gen_optax_alone_imports_no_flax():
     )
     root = pathlib.Path(__file__).parents[1]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+
+
+def test_the_average_of_float8_parameters_keeps_their_scales():
+    variables = Float8().init(jax.random.key(0), X16)
+    state = gen_optax.linen.TrainState.create(apply_fn=Float8().apply, params=variables, tx=gen_optax.gen_adam())
+    for _ in range(3):
+        value, grads = jax.value_and_grad(float8_loss)(state.params, X16, Y)
+        state = state.apply_gradients(grads=grads, value=value, value_fn=float8_loss, x=X16, y=Y)
+    average = state.averaged_params
+    assert_same(average[OWG], state.params[OWG])
+    assert_same(average["params"], gen_optax.averaged_params(state.opt_state, state.params["params"]))
+
+
+def test_what_no_one_asked_for_is_not_dropped_in_silence():
+    state = gen_optax.linen.TrainState.create(apply_fn=DENSE.apply, params=DENSE_PARAMS, tx=gen_optax.gen_sgd())
+    value, grads = jax.value_and_grad(dense_loss)(state.params, X, Y)
+    given = {"grads": grads, "value": value, "value_fn": dense_loss, "x": X, "y": Y}
+    with pytest.warns(UserWarning, match=r"given batch_stats, which TrainState has no field for"):
+        state.apply_gradients(**given, batch_stats={})
+    state.apply_gradients(**given)  # a warning would be an error

@@ -242,7 +242,7 @@ def test_a_search_that_sees_no_progress(start, noticed):
     assert not notices[30]
     assert bool(notices[-1] & gen_optax.Notice.SEARCH_IN_VAIN) == noticed
     if noticed:
-        with pytest.warns(UserWarning, match=r"as along steps of chance.*first_fraction=1\.0"):
+        with pytest.warns(UserWarning, match=r"as along random steps.*first_fraction=1\.0"):
             gen_optax.averaged_params(state, w)
 
 
@@ -265,8 +265,8 @@ CONSTANT = {
 
 
 @pytest.mark.parametrize("base", SCHEDULED)
-def test_a_schedule_in_the_base_is_measured_away(base):
-    with pytest.warns(UserWarning, match=r"measured away: GeN's learning rate rises.*decay=.*num_steps=T") as caught:
+def test_gen_makes_up_for_a_schedule_in_the_base(base):
+    with pytest.warns(UserWarning, match=r"GeN makes up for: its learning rate rises.*decay=.*num_steps=T") as caught:
         gen_optax.gen(SCHEDULED[base]).init({"a": W, "b": W})
     assert [w.filename for w in caught] == [__file__]
 
@@ -336,3 +336,61 @@ def test_a_decay_with_a_traced_horizon_is_taken_as_it_is():
         return gen_optax.gen_sgd(decay=lambda count: 1e-3 * jnp.maximum(0, 1 - count / horizon)).init(W)
 
     jax.jit(init)(100.0)
+
+
+# --- losses that are not what they seem ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", [np.inf, np.nan])
+@pytest.mark.parametrize("calls", ["one", "all"])
+def test_a_value_that_is_not_finite_where_the_loss_is(wrong, calls):
+    """As of a loss that is scaled for float16. The loss itself is looked at: nothing is taken back."""
+    tx = gen_optax.gen_sgd()
+
+    def step(carry, xs):
+        (w, state), (call, x) = carry, xs
+        loss_fn = lambda w: jnp.mean((w - x) ** 2)  # noqa: E731
+        value, grads = jax.value_and_grad(loss_fn)(w)
+        is_wrong = (call == 100) | (calls == "all")
+        value = jnp.where(is_wrong & (wrong is not None), wrong, value)
+        updates, state = tx.update(grads, state, w, value=value, value_fn=loss_fn)
+        return (optax.apply_updates(w, updates), state), gen_optax.metrics(state)
+
+    xs = jnp.arange(200), 3 + jax.random.normal(jax.random.key(0), (200, 8))
+    w = jnp.zeros(8)
+    (w, _), seen = jax.lax.scan(step, (w, tx.init(w)), xs)
+    assert not np.isin(seen["status"], [gen_optax.ProbeStatus.OVERSHOOT, gen_optax.ProbeStatus.NOT_FINITE]).any()
+    assert seen["notices"][-1] == gen_optax.Notice.VALUE_DIFFERS
+    assert jnp.mean((w - 3) ** 2) < 0.5
+
+
+def test_stacked_models_are_warned_of():
+    """Each of the models side by side counts."""
+    tx = gen_optax.gen(optax.scale_by_adam())
+    params = jnp.ones((3, 2, 3))
+
+    def step(w, state):
+        return tx.update(2 * w, state, w, value_fn=lambda w: jnp.sum(w**2))[1]
+
+    states = jax.vmap(tx.init)(params)
+    for _ in range(4):
+        states = jax.vmap(step)(params, states)
+    for read in (gen_optax.metrics, functools.partial(gen_optax.averaged_params, params=params)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            read(states)
+        assert ["point uphill" in str(w.message) for w in caught] == [True, False]
+        assert ["no learning rate was found" in str(w.message) for w in caught] == [False, True]
+
+
+def test_a_loss_that_binds_its_batch_keeps_it():
+    """`update` may be given another one, for the rest of a chain."""
+
+    def loss_fn(w, batch):
+        return jnp.sum((w - batch) ** 2)
+
+    tx = gen_optax.scale_by_gen(controller=gen_optax.algorithm_1(), every=1)
+    w = jnp.zeros(1)
+    held_out = functools.partial(loss_fn, batch=7.0)
+    state = tx.update(-jnp.ones(1), tx.init(w), w, value_fn=held_out, batch=2.0)[1]
+    assert state.info.value == 49

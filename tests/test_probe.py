@@ -544,3 +544,55 @@ def test_the_clipped_gradient_is_not_the_slope():
     _, state = jitted_update(tx, value_fn)(w, tx.init(w), w, value=value_fn(w), grad=w)
     np.testing.assert_allclose(gen_state(state).info.slope, 50.0, rtol=1e-5)
     np.testing.assert_allclose(gen_state(state).info.curvature, 1.0, rtol=1e-2)
+
+
+@pytest.mark.parametrize("probe", [gen_optax.retrospective(), gen_optax.exact(along="path")], ids=["three", "exact"])
+def test_a_path_into_a_wall_is_taken_back(probe):
+    """Whether losses or derivatives are measured."""
+    tx = gen_optax.gen(optax.sgd(1.0, momentum=0.9), probe=probe)
+
+    def loss_fn(w):
+        return jnp.where(jnp.any(w > 1.5), jnp.nan, jnp.sum((w - 2.0) ** 2))
+
+    def step(carry, _):
+        w, state = carry
+        value = loss_fn(w)
+        updates, state = tx.update(2 * (w - 2.0), state, w, value=value, value_fn=loss_fn)
+        return (optax.apply_updates(w, updates), state), optax.tree.get(state, "status")
+
+    w = jnp.zeros(3)
+    (w, _), statuses = jax.lax.scan(step, (w, tx.init(w)), length=200)
+    assert gen_optax.ProbeStatus.OVERSHOOT in statuses
+    assert np.all(np.isfinite(w))
+
+
+def test_a_value_is_the_loss_here_also_where_no_candidate_is():
+    tx = gen_optax.gen(optax.sgd(1.0), probe=gen_optax.finite_difference((-1.0, -0.5, 1.0), along="path"))
+    w, state = jnp.zeros(3), None
+    state = tx.init(w)
+    for _ in range(20):
+        value, grads = jax.value_and_grad(lambda w: jnp.sum((w - 2.0) ** 2))(w)
+        updates, state = tx.update(grads, state, w, value=value, value_fn=lambda w: jnp.sum((w - 2.0) ** 2))
+        w = optax.apply_updates(w, updates)
+    assert not gen_optax.metrics(state)["notices"]
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_a_controller_may_read_the_slope(jitted):
+    """Also under jit, where the start and the probes are branches of one program."""
+
+    class Reading(type(gen_optax.balance())):
+        def observe(self, learning_rate, state, measurement, status, context):
+            assert context.slope is not None
+            return super().observe(learning_rate, state, measurement, status, context)
+
+    def loss_fn(w):
+        return jnp.sum((w - 2.0) ** 2)
+
+    tx = gen_optax.gen(optax.sgd(1.0), controller=Reading())
+    w = jnp.zeros(3)
+    state, update = tx.init(w), lambda s, w: tx.update(2 * (w - 2.0), s, w, value=loss_fn(w), value_fn=loss_fn)
+    for _ in range(3):
+        updates, state = (jax.jit(update) if jitted else update)(state, w)
+        w = optax.apply_updates(w, updates)
+    assert optax.tree.get(state, "num_probes") == 2

@@ -21,7 +21,7 @@ _CONSTANTS = {
     "sigma=2": "break-even",
     "max_change=1.41421": "",
     "max_change=4": "",
-    "max_change=1e+06": "no clamp",
+    "max_change=1e+06": "no limit",
     "search_probes=0": "no search",
     "search_probes=25": "",
     "search_probes=100": "",
@@ -148,12 +148,14 @@ def _in_words(results: store.Store, compared: dict[str, Any], beside: dict[str, 
             f"With the steps given, the default is ahead of the tuned schedule, or at most {-quality.LEVEL:g} % "
             f"behind, on {sum(gain >= quality.LEVEL for gain in known)} of {len(known)} workloads."
         )
-    medians = {method: float(np.median(list(of.values()))) for method, of in beside.get(kind, {}).items()}
+    variants = beside.get(kind, {})
+    most = max(map(len, variants.values()), default=0)
+    medians = {method: float(np.median(list(of.values()))) for method, of in variants.items() if len(of) == most}
     if medians:
         best, worst = (choose(medians, key=medians.__getitem__) for choose in (max, min))
         sentences.append(
-            f"By the median over workloads, `{_setting(best)}` is best beside it, {pages.beside(medians[best])}, and "
-            f"`{_setting(worst)}` worst, {pages.beside(medians[worst])}."
+            f"Of the variants on {most} workloads, by the median `{_setting(best)}` is best beside it, "
+            f"{pages.beside(medians[best])}, and `{_setting(worst)}` worst, {pages.beside(medians[worst])}."
         )
     stress = [lost_under_stress(results, size).get(default) for size in _STRESS_BATCH_SIZES]
     if runs := [entry for entry in stress if entry is not None]:

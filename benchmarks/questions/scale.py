@@ -107,8 +107,8 @@ def _in_words(rows: list[dict[str, Any]], base: dict[int, dict[str, Any]]) -> li
     few, many = counts[0], counts[-1]
     extra = (_sent(ours[many]) - _sent(base[many])) / 2**30
     return [
-        f"The default adds {more(few)} GiB to the memory of each of {few} devices, and {more(many)} GiB to that of "
-        f"each of {many}.",
+        f"The default probe adds {more(few)} GiB to the memory of each of {few} devices, and {more(many)} GiB to that "
+        f"of each of {many}.",
         f"A probe makes each of {many} devices receive {pages.number(extra)} GiB.",
         f"With one probe in {_EVERY} steps, that is {100 * extra * 2**30 / _sent(base[many]) / _EVERY:.1f} % more than "
         f"without GeN, and operations are {100 * (ours[many]['flops'] / base[many]['flops'] - 1) / _EVERY:.1f} % more.",

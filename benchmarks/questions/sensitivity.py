@@ -32,7 +32,7 @@ FACTORS: dict[str, tuple[str, tuple[str, ...]]] = {
     "initial rate, Algorithm 1": ("gen_paper_horizon:init_learning_rate={}", _RATES),
     "memory": ("gen_horizon:memory={}", ("0.5", "1", "2", "4", "8")),
     "every": ("gen_horizon:every={}", ("1", "2", "4", "8", "16", "32")),
-    "clamp": ("gen_horizon:max_change={}", ("1.2", "1.5", "2", "4", "10")),
+    "largest change": ("gen_horizon:max_change={}", ("1.2", "1.5", "2", "4", "10")),
     "probe": ("gen_horizon:probe={}", ("retrospective", *_INDEPENDENT)),
     "probe, no horizon": ("gen:probe={}", ("retrospective", *_INDEPENDENT)),
     "sigma": ("gen_horizon:sigma={}", _SIGMAS),
@@ -98,28 +98,31 @@ def report(results: store.Store) -> str | None:
 
 
 def _in_words(factors, workloads):
-    """Which setting matters most and least, by the worst test loss over the best, and how many settings fail."""
-    spans, seen, failed = {}, 0, 0
+    """Where seeds fail; else which setting matters most and least, by the worst test loss over the best."""
+    spans, seen, failed = {}, 0, {}
     for factor, values in factors.items():
         for workload, by_method in workloads.items():
             groups = [cells for value in values if (cells := by_method.get(plan()[factor][value]))]
             losses = [pages.mean_result(cells, "loss") for cells in groups]
-            seen, failed = seen + len(losses), failed + sum(map(np.isinf, losses))
-            finite = [loss for loss in losses if np.isfinite(loss)]
-            if len(finite) > 1 and min(finite) > 0:
-                spans.setdefault(factor, {})[workload] = max(finite) / min(finite)
+            seen += len(losses)
+            if lost := sum(map(np.isinf, losses)):
+                failed[factor] = failed.get(factor, 0) + lost
+            elif len(losses) > 1 and min(losses) > 0:
+                spans.setdefault(factor, {})[workload] = max(losses) / min(losses)
     sentences = []
     if spans:
         widest = {factor: max(of_workloads.values()) for factor, of_workloads in spans.items()}
         most, least = (choose(widest, key=widest.__getitem__) for choose in (max, min))
         where = max(spans[most], key=spans[most].__getitem__)
         sentences.append(
-            f'What matters most is "{most}": on `{where}` its worst value ends at {pages.number(widest[most])} times '
-            "the test loss of its best."
+            f'Where none fails, "{most}" matters most: on `{where}` its worst value ends at '
+            f"{pages.number(widest[most])} times the test loss of its best."
         )
         if least != most:
-            sentences.append(f'What matters least is "{least}", with a factor of {pages.number(widest[least])}.')
-    return [*sentences, f"A seed fails in {failed} of {seen} combinations of a value and a workload."]
+            sentences.append(f'"{least}" matters least, with a factor of {pages.number(widest[least])}.')
+    where_failed = pages.listed(f'{lost} of "{factor}"' for factor, lost in failed.items())
+    total = f"A seed fails in {sum(failed.values())} of {seen} combinations of a value and a workload"
+    return [f"{total}: {where_failed}." if failed else f"{total}.", *sentences]
 
 
 def _draw(results, factors, workloads):

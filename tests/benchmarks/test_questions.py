@@ -567,7 +567,7 @@ def test_scale_in_words():
     base = {8: row(8, "base", 4, 10, 100), 64: row(64, "base", 1, 10, 100)}
     rows = [row(8, "retrospective", 5, 18, 150), row(64, "retrospective", 1.25, 18, 150), row(64, "exact", 9, 90, 900)]
     assert sentences_of(opening(scale._in_words(rows, base))) == [
-        "The default adds 1 GiB to the memory of each of 8 devices, and 0.25 GiB to that of each of 64.",
+        "The default probe adds 1 GiB to the memory of each of 8 devices, and 0.25 GiB to that of each of 64.",
         "A probe makes each of 64 devices receive 8 GiB.",
         "With one probe in 16 steps, that is 5.0 % more than without GeN, and operations are 3.1 % more.",
     ]
