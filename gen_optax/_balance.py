@@ -59,7 +59,7 @@ class Balance(Controller):
 
     Every probe judges the last steps, or the step to come, on a batch that had no part in them. They have the slope
     `b h`, the curvature `A h^2` and the rounding error `noise`. Other batches do not confirm the part `unconfirmed` of
-    the gain, and the direction of the run asks for `wish`. After so many `probes` since a rate was found, it becomes
+    the gain, and the direction of the run asks for `wish`. After so many `probes` since the start, the rate becomes
 
     ```python
     def next_rate(

@@ -90,8 +90,8 @@ def test_the_readme_says_what_it_costs():
     probe = words[COSTS["retrospective"][1]]
     sentences = (
         f"GeN costs up to {rule.num_start_rates} forward passes at the first step, {probe} at each of the next "
-        f"{rule.search_probes}, and {probe} at every {rule.every}th from there. It keeps {words[copies(num_steps=10)]} "
-        f"copy of the parameters, or {words[copies()]} with an open end."
+        f"{rule.search_probes}, and {probe} at every {rule.every}th from there. Its state is "
+        f"{words[copies(num_steps=10)]} copy of the parameters, or {words[copies()]} with an open end;"
     )
     assert sentences in " ".join(README.read_text().split())
 

@@ -115,14 +115,14 @@ def _in_words(factors, workloads):
         most, least = (choose(widest, key=widest.__getitem__) for choose in (max, min))
         where = max(spans[most], key=spans[most].__getitem__)
         sentences.append(
-            f'Where none fails, "{most}" matters most: on `{where}` its worst value ends at '
+            f'Where none fails, what matters most is "{most}": on `{where}` its worst value ends at '
             f"{pages.number(widest[most])} times the test loss of its best."
         )
         if least != most:
-            sentences.append(f'"{least}" matters least, with a factor of {pages.number(widest[least])}.')
-    where_failed = pages.listed(f'{lost} of "{factor}"' for factor, lost in failed.items())
+            sentences.append(f'What matters least is "{least}", with a factor of {pages.number(widest[least])}.')
     total = f"A seed fails in {sum(failed.values())} of {seen} combinations of a value and a workload"
-    return [f"{total}: {where_failed}." if failed else f"{total}.", *sentences]
+    where = pages.listed(f'{lost} of "{factor}"' for factor, lost in failed.items()) if failed else ""
+    return [f"{total}: {where}." if failed else f"{total}.", *sentences]
 
 
 def _draw(results, factors, workloads):

@@ -174,7 +174,8 @@ def test_defaults_in_words(tmp_path, monkeypatch):
     assert sentences_of(opening(words)) == [
         "With the steps given, the default is ahead of the tuned schedule, or at most 0.1 % behind, on 2 of 3 "
         "workloads.",
-        "By the median over workloads, `memory=1` is best beside it, 10 % ahead, and `sigma=1` worst, 10 % behind.",
+        "Of the variants on 3 workloads, by the median `memory=1` is best beside it, 10 % ahead, and `sigma=1` worst, "
+        "10 % behind.",
         "Under stress 12 of 120 of its runs are lost.",
     ]
     figures = {}
@@ -199,9 +200,10 @@ def test_sensitivity_in_words():
         "b": losses(**{memory[0]: 1.0, memory[1]: 3.0, memory[3]: 10.0}),
     }
     assert sentences_of(opening(sensitivity._in_words(factors, workloads))) == [
-        'What matters most is "memory": on `b` its worst value ends at 3 times the test loss of its best.',
+        'A seed fails in 1 of 7 combinations of a value and a workload: 1 of "memory".',
+        'Where none fails, what matters most is "memory": on `a` its worst value ends at 1.2 times the test loss of '
+        "its best.",
         'What matters least is "sigma", with a factor of 1.1.',
-        "A seed fails in 1 of 7 combinations of a value and a workload.",
     ]
 
 
