@@ -82,7 +82,7 @@ class Balance(Controller):
         return rate * exp(weight * change)
 
 
-    # At calls 256, 512, 1024, ...; a probe fulfils the part `weight` of it.
+    # At calls 256, 512, 1024, ...; each probe applies `weight` times the wish.
     def wish_for(cosine):
         return clip(3 * (cosine - alignment), -log(3), log(3))
     ```

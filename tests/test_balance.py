@@ -379,3 +379,24 @@ def test_the_batch_of_the_gradient_is_refused(probe):
 def test_settings_outside_their_range(settings, message):
     with pytest.raises(ValueError, match=message):
         gen_optax.balance(**settings)
+
+
+@pytest.mark.parametrize("number", [6, 400])
+def test_batches_that_come_back_raise_no_rate(number):
+    """Six batches in turn flatter the steps, and 400 do not: from a rate far too low it rises with these alone."""
+    tx = gen_optax.gen(optax.sgd(1.0), controller=gen_optax.balance(1e-3, search_probes=0))
+
+    def step(carry, x):
+        w, state = carry
+        loss_fn = lambda w: jnp.mean((w - x) ** 2)  # noqa: E731
+        value, grads = jax.value_and_grad(loss_fn)(w)
+        updates, state = tx.update(grads, state, w, value=value, value_fn=loss_fn)
+        return (optax.apply_updates(w, updates), state), gen_optax.metrics(state)
+
+    batches = 3 + jax.random.normal(jax.random.key(0), (number, 8, 4))
+    w = jnp.zeros(4)
+    _, seen = jax.lax.scan(step, (w, tx.init(w)), batches[jnp.arange(400) % number])
+    told = np.flatnonzero(seen["notices"] & gen_optax.Notice.BATCH_SEEN)
+    assert (told.size > 0) == (number == 6)
+    rates = seen["learning_rate"][told[0] if told.size else 0 :]
+    assert (rates.max() > rates[0]) == (number == 400)
