@@ -10,7 +10,7 @@ device they are, makes no difference.
 
 import collections
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -63,20 +63,23 @@ def follow(state: Batches, batch: jax.Array, repeated: jax.Array, waits: Any, pr
 def fingerprint(trace: Any, learning_rate: jax.Array) -> jax.Array:
     """The number, uint32, the same on all devices that share the rate; 0 for a loss of the parameters alone."""
     total = jnp.uint32(0)
-    for x in _data([x for x in _constants(trace) if hasattr(x, "dtype") and jnp.size(x) > 1 and not _is_key(x)]):
+    for x in _data(_arrays(trace.consts) or _arrays(_inner_constants(trace))):
         total += jnp.sum(_mixed(jax.lax.stop_gradient(jnp.asarray(x))), dtype=jnp.uint32)
     for name in _split_over(total, learning_rate):
         total = jax.lax.psum(total, name)
     return total
 
 
-def _constants(trace: Any) -> Iterator[Any]:
-    """What a program closes over; a function with its own `jit` inside of it does so by itself."""
-    yield from trace.consts
+def _inner_constants(trace: Any) -> Iterator[Any]:
+    """What functions with a `jit` of their own close over; outside of one they do so by themselves."""
     for equation in trace.jaxpr.eqns:
         for inner in equation.params.values():
             if isinstance(inner, core.ClosedJaxpr):
-                yield from _constants(inner)
+                yield from [*inner.consts, *_inner_constants(inner)]
+
+
+def _arrays(constants: Iterable[Any]) -> list[Any]:
+    return [x for x in constants if hasattr(x, "dtype") and jnp.size(x) > 1 and not _is_key(x)]
 
 
 def _data(arrays: list[Any]) -> list[Any]:

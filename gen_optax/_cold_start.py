@@ -3,7 +3,8 @@
 No size of the parameters is asked for, and none of the loss. Along the step `u` the rates are powers of two, in units
 of `1 / max|u|`: eight forward passes bisect the range of the exponents for the least that changes the loss by more than
 its rounding; from there on each rate is four times the last one. A loss that is 0 at first, or nearly, leaves far to
-go: where it has fallen by more than its size, and still falls as a line does, rates far below the unit rise by 2^16.
+go: where it has clearly fallen, as a line does, rates far below the unit rise by 2^16, and where that was too much, the
+end of the line is bisected.
 """
 
 from typing import Any
@@ -17,14 +18,17 @@ from gen_optax._measurement import Context, ProbeStatus, first_of
 
 _BISECTIONS, _RISES = 8, 14  # nearly 2^8 exponents of float32; a change of the loss by 4 roundings, times 4^14, is any
 _VISIBLE = 4.0  # times its rounding error: a change of the loss that is seen beyond doubt
-_STEP, _LONG_STEP = 2, 16  # exponents between rates that rise
-_NEAR = -8  # the exponent from which on no long step is taken: a cliff would be passed
-_LINE = 0.9  # the part of what a line falls by that is a line's
+# Exponents from one rate to the next where the loss falls as a line; the one from which on no such step is taken, as a
+# cliff would be passed; the part of what a line falls by that is a line's; and of the loss, that shows what is a line.
+_LONG_STEP, _NEAR, _LINE, _CLEAR = 16, -8, 0.9, 2.0**-8
 
 # Between powers of two: at these the losses of exercises often are what they were at 0.
-_POWERS = np.ldexp(np.float32(0.7), np.arange(-126, 128))
+_MANTISSA = 0.7
+_POWERS = np.ldexp(np.float32(_MANTISSA), np.arange(-126, 128))
 
 NUM_RATES = 1 + _BISECTIONS + _RISES  # the first is 0
+_RISING = slice(1 + _BISECTIONS, NUM_RATES)
+_STEP, _NONE = 2, 1000  # exponents between rates that rise; one beyond all
 
 
 def rate(k: jax.Array, tried: jax.Array, losses: jax.Array, context: Context) -> jax.Array:
@@ -33,11 +37,9 @@ def rate(k: jax.Array, tried: jax.Array, losses: jax.Array, context: Context) ->
     Behind a rate that rose too far, so that the loss is not finite, none is tried.
     """
     exponent = _exponent(k, tried, losses, context)
-    last = losses[jnp.maximum(k - 1, 0)]
-    ends = (k > 1 + _BISECTIONS) & ~jnp.isfinite(last) | (exponent > 127)
-    return jnp.where(
-        k == 0, 0, jnp.where(ends, jnp.inf, _unit(context) * jnp.asarray(_POWERS)[jnp.minimum(exponent, 127) + 126])
-    )
+    found = _unit(context) * jnp.asarray(_POWERS)[jnp.clip(exponent, -126, 127) + 126]
+    ends = (k > _BISECTIONS) & (found >= _wall(tried, losses)) | (exponent > 127)
+    return jnp.where(k == 0, 0, jnp.where(ends, jnp.inf, found))
 
 
 def first_rate(
@@ -52,13 +54,13 @@ def first_rate(
     `ASCENT`, `BELOW_ROUNDING` or `NOT_FINITE`, or else `NONE`.
     """
     known = jnp.isfinite(losses[0]) & jnp.isfinite(tried[1])
+    wall = _wall(tried, losses)
     value, losses, tried = _finite(losses[0]), losses[1 + _BISECTIONS :], tried[1 + _BISECTIONS :]
     rounding = rounding_error(value, context)
     usable = known & jnp.isfinite(tried[0]) & (tried[0] > 0)
-    finite = jnp.cumprod(jnp.isfinite(losses)) == 1
-    falls = jnp.where(finite, value - losses, -jnp.inf)
+    falls = jnp.where(tried < wall, value - losses, -jnp.inf)
     best = jnp.max(falls)
-    half = tried[jnp.argmax(falls >= best / 2)]
+    half = jnp.min(jnp.where(falls >= best / 2, tried, jnp.inf))
     seen = usable & (best > rounding)
     rises = losses[:2] - value
     # From one rate to four times that a line rises by a factor of 4, a parabola by 16.
@@ -87,17 +89,36 @@ def _exponent(k: jax.Array, tried: jax.Array, losses: jax.Array, context: Contex
     call, width = jnp.arange(1, 1 + _BISECTIONS), 2 ** jnp.arange(_BISECTIONS - 1, -1, -1)
     low = -127 + jnp.sum(jnp.where(hidden & (call < k), width, 0))
     first_even = (low + 2) & ~1  # the rates that rise are the same ones whatever the loss is rounded to
-    rising = slice(1 + _BISECTIONS, NUM_RATES)
-    far = tried[rising] <= 2.0 ** (_NEAR - _LONG_STEP) * _unit(context)
-    steps = jnp.where(far & _falls_as_a_line(tried[rising], value - losses[rising], value), _LONG_STEP, _STEP)
-    risen = jnp.sum(jnp.where(jnp.arange(1 + _BISECTIONS, NUM_RATES) < k, steps, 0))
-    return jnp.where(k <= _BISECTIONS, low + jnp.sum(jnp.where(call == k, width, 0)), first_even + risen)
+    along, follows = _along_a_line(tried[_RISING], value - losses[_RISING], value, context)
+    risen = jnp.where(follows, along, first_even + _STEP * (k - 1 - _BISECTIONS))
+    return jnp.where(k <= _BISECTIONS, low + jnp.sum(jnp.where(call == k, width, 0)), risen)
 
 
-def _falls_as_a_line(tried: jax.Array, falls: jax.Array, value: jax.Array) -> jax.Array:
-    """At which rates that rise the loss has fallen by more than its size, and as much as a line from the one before."""
-    expected = _LINE * falls[:-1] * (tried[1:] / tried[:-1])
-    return jnp.concatenate([jnp.zeros(1, bool), (falls[1:] > jnp.abs(value)) & (falls[1:] >= expected)])
+def _along_a_line(
+    tried: jax.Array, falls: jax.Array, value: jax.Array, context: Context
+) -> tuple[jax.Array, jax.Array]:
+    """The next exponent of a rate that rises, once the loss has clearly fallen; and whether it has.
+
+    Up to some rate it falls as a line. Far below the unit a long step follows. Where that leads beyond the line, its
+    end is bisected, and the rates rise from there.
+    """
+    known = jnp.isfinite(tried) & (tried > 0)
+    unit = jnp.where(jnp.any(known), _unit(context), 1)
+    exponents = jnp.round(jnp.log2(jnp.where(known, tried, unit)) - jnp.log2(unit) - np.log2(_MANTISSA)).astype(int)
+    clear = jnp.maximum(_CLEAR * jnp.abs(value), 32 * rounding_error(value, context))
+    steepness = jnp.where(known & (falls > clear), falls / jnp.where(known, tried, 1), 0)
+    is_line = (steepness > 0) & (steepness >= _LINE * jnp.max(steepness))
+    low = jnp.max(jnp.where(is_line, exponents, -_NONE))
+    gap = jnp.min(jnp.where(known & (exponents > low), exponents, _NONE)) - low
+    rising = low + _STEP * jnp.arange(1, _RISES + 1)
+    untried = ~jnp.any((rising[:, None] == exponents) & known, axis=1)
+    step = jnp.where(gap > _NONE - 128, jnp.where(low + _LONG_STEP <= _NEAR, _LONG_STEP, _STEP), gap // 2)
+    return jnp.where(gap > _STEP, low + step, rising[jnp.argmax(untried)]), jnp.any(is_line)
+
+
+def _wall(tried: jax.Array, losses: jax.Array) -> jax.Array:
+    """The least rate that rises at which the loss is not finite; infinite where there is none."""
+    return jnp.min(jnp.where(jnp.isfinite(losses[_RISING]), jnp.inf, tried[_RISING]))
 
 
 def _finite(value: jax.Array) -> jax.Array:

@@ -371,14 +371,15 @@ class _Rule:
         updates, probe_state = direction.settle(state.probe, context, seen.measurement, seen.status, updates, anchor)
         return updates, GenState(count, learning_rate, applied, probe_state, remembered, average, alignment, info)
 
-    def _decay_at(self, count: jax.Array) -> jax.Array:
+    def _decay_at(self, count: jax.Array, dtype: Any) -> jax.Array:
         """s(t); a schedule that goes on below 0 would climb the loss, so it ends at 0."""
-        s = jnp.asarray(self.decay(count), jax.dtypes.canonicalize_dtype(jnp.float64))
+        s = jnp.asarray(self.decay(count), dtype)
         return jnp.where(s > 0, s, 0)
 
     def _is_past_the_decay(self, state: GenState, context: Context) -> jax.Array:
         """Whether the decay is 0 after it was more; a warm-up may be 0 for some steps."""
-        was_more = (self._decay_at(jnp.zeros_like(state.count)) > 0) | (state.applied_learning_rate > 0)
+        begins_at_zero = jnp.asarray(self.decay(jnp.zeros_like(state.count))) == 0
+        was_more = ~begins_at_zero | (state.applied_learning_rate > 0)
         return (context.decay == 0) & (state.count > 0) & was_more
 
     def _align(self, state: GenState, context: Context, seen: _Seen, here: Any) -> tuple[Any, Any]:
@@ -414,7 +415,9 @@ class _Rule:
 
     def _is_sound(self, context: Context, status: jax.Array, looks: Any) -> Any:
         """Whether the loss at the parameters is known, and nothing is wrong there."""
-        known = looks if context.value is None else jnp.isfinite(context.average_value(context.learning_rate.dtype))
+        known = looks
+        if context.value is not None:  # it may not be finite where the loss is
+            known = _flow.either(looks, jnp.isfinite(context.average_value(context.learning_rate.dtype)))
         return _flow.both(known, ~overshot(status) & (status != ProbeStatus.NOT_FINITE))
 
     def _context(self, updates: Any, state: GenState, params: Any, extra_args: dict[str, Any]) -> Context:
@@ -431,8 +434,8 @@ class _Rule:
         trusts_value: Any = True
         if value is not None and self.controller.num_start_rates:
             differs = (state.info.notices & Notice.VALUE_DIFFERS) > 0
-            finite = _axes.everywhere(jnp.isfinite(jax.lax.stop_gradient(value)), self.axis_name)
-            trusts_value = finite & ~(differs | _alignment.is_power_of_two(state.info.num_probes + 1))
+            average = _axes.mean(jnp.asarray(jax.lax.stop_gradient(value), state.learning_rate.dtype), self.axis_name)
+            trusts_value = jnp.isfinite(average) & ~(differs | _alignment.is_power_of_two(state.info.num_probes + 1))
         return Context(
             loss=loss,
             params=params,
@@ -443,7 +446,7 @@ class _Rule:
             every=self.every,
             learning_rate=state.learning_rate,
             applied_learning_rate=state.applied_learning_rate,
-            decay=self._decay_at(state.count),
+            decay=self._decay_at(state.count, state.learning_rate.dtype),
             in_turn=_flow.either(_is_turn(state.count + 1, self.every), at_once),
             searching=searching,
             axis_name=self.axis_name,

@@ -94,7 +94,12 @@ def _bind(value_fn: Callable[..., Any], extra_args: Mapping[str, Any]) -> Loss:
 def ignored(extra_args: Mapping[str, Any]) -> list[str]:
     """The names that neither GeN nor the loss that comes with them makes use of."""
     value_fn = extra_args.get("value_fn") or extra_args.get("obj_fn")
-    return sorted(extra_args.keys() - {*_OWN} - _select(value_fn, extra_args).keys()) if callable(value_fn) else []
+    if not callable(value_fn):
+        return []
+    try:
+        return sorted(extra_args.keys() - {*_OWN, *_bound(value_fn)} - _select(value_fn, extra_args).keys())
+    except ValueError:  # the optimizer may need no loss
+        return []
 
 
 def scalar(value_fn: Callable[..., Any]) -> Loss:
@@ -234,7 +239,7 @@ def _select(value_fn: Callable[..., Any], extra_args: Mapping[str, Any]) -> dict
 
     What `functools.partial` has bound by name stays bound.
     """
-    bound = getattr(value_fn, "keywords", {}) if isinstance(value_fn, functools.partial) else {}
+    bound = _bound(value_fn)
     try:
         first, *parameters = inspect.signature(value_fn).parameters.values()
     except (TypeError, ValueError):  # a callable without a readable signature, or without parameters
@@ -250,6 +255,12 @@ def _select(value_fn: Callable[..., Any], extra_args: Mapping[str, Any]) -> dict
     if any(p.kind == p.VAR_KEYWORD for p in parameters):
         wanted |= extra_args.keys() - {first.name, *_OWN, *bound}
     return {name: x for name, x in extra_args.items() if name in wanted}
+
+
+def _bound(value_fn: Callable[..., Any]) -> dict[str, Any]:
+    """What `functools.partial` has bound by name, inside of `jit` and other wrappers as well."""
+    inner = inspect.unwrap(value_fn)
+    return inner.keywords if isinstance(inner, functools.partial) else {}
 
 
 def _has_masked_nodes(tree: Any) -> bool:

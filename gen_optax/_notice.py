@@ -57,7 +57,7 @@ ADVICE = {
     "behind it, or take the optimizer of that name, at learning rate 1",
     Notice.BATCH_SEEN: "all batches come back within a few calls, so steps are judged on data that they were taken on. "
     "Hand over a loss on data that is held out: value_fn=lambda p: loss_fn(p, held_out), and no value",
-    Notice.NO_RATE: "no learning rate was found at the first calls. While learning_rate is 0 nothing moves, and "
+    Notice.NO_RATE: "no learning rate was found at the first calls. Until one is found nothing moves, and "
     "info.status says why: ASCENT, the loss rises along the step; BELOW_ROUNDING, it does not respond to it; "
     "NOT_FINITE, it is NaN or infinite",
     Notice.HORIZON_PASSED: "the decay has reached 0, and where it is 0 nothing moves. Give num_steps the total number "
@@ -145,5 +145,7 @@ def warn_of_state(state: Any, stacklevel: int) -> None:
 
     for info in filter(is_info, jax.tree.leaves(state, is_leaf=is_info)):
         (notices,) = jax.tree.leaves(info.notices)  # in an nnx.Optimizer it is a variable
-        if not isinstance(notices, jax.core.Tracer):
+        if isinstance(notices, jax.core.Tracer):
+            continue
+        if not isinstance(notices, jax.Array) or notices.is_fully_addressable or notices.is_fully_replicated:
             warn(int(np.bitwise_or.reduce(np.ravel(notices))), stacklevel + 1)

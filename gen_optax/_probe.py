@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_optax import _axes, _fit, _loss, _tree
+from gen_optax import _axes, _fit, _flow, _loss, _tree
 from gen_optax._direction import Direction, Step
 from gen_optax._measurement import Context, Measurement
 from gen_optax._path import Path
@@ -228,7 +228,9 @@ class FiniteDifference(Probe):
         if first == 0:
             start = losses[np.argmin(np.abs(x))]
         if 0 not in x and context.value is not None:
+            nearest = start if first == 0 else end
             here = context.average_value(losses.dtype)
+            here = jnp.where(jnp.isfinite(here), here, nearest)
             start, end = (here, end) if first == 0 else (start, here)
         size = jnp.max(jnp.where(jnp.isfinite(losses), jnp.abs(losses), 0))
         noise = context.arithmetic.rounding(context.value) * size
@@ -303,8 +305,13 @@ class Exact(Probe):
         h = self.direction.factor(context) * size
         slope, curvature = h * slope, h * (h * curvature)
         start = value
-        if isinstance(self.direction, Path):  # where no parabola leads back, the loss was last what it was last
-            start = jnp.where(jnp.isfinite(value), value + slope + curvature / 2, state.losses.level)
+        if isinstance(self.direction, Path):
+
+            def at_anchor():  # where no parabola leads back: is it the batch, or the steps?
+                loss = jnp.asarray(context.loss(self.direction.anchor(state)))
+                return _axes.mean(loss.astype(value.dtype), context.axis_name)
+
+            start = _flow.cond(jnp.isfinite(value), lambda: value + slope + curvature / 2, at_anchor)
         return self.direction.measurement(state, context, start, value, slope, curvature)
 
 

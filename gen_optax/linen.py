@@ -92,11 +92,12 @@ class TrainState(train_state.TrainState):
             extra_args = _without_overwritten(_loss_context.completed(extra_args), params)
             grads, params = grads["params"], params["params"]
 
-        if ignored := _loss.ignored(extra_args):
+        # What looks like a collection of variables; an array may be for another part of a chain.
+        if ignored := [name for name in _loss.ignored(extra_args) if isinstance(extra_args[name], Mapping)]:
             warnings.warn(
                 f"apply_gradients was given {', '.join(ignored)}, which {type(self).__name__} has no field for, and "
-                "value_fn no argument. GeN ignores it. To keep it in the state, give your subclass of TrainState a "
-                "field of that name.",
+                "value_fn no argument. GeN ignores it. To keep it, give your subclass of TrainState a field of that "
+                "name.",
                 stacklevel=2,
             )
         tx = self.tx

@@ -51,6 +51,12 @@ def rates(decay, steps, **state):
     return seen, int(state.info.notices)
 
 
+def test_a_decay_that_is_no_number_says_so():
+    applied, notices = rates(lambda t: jnp.nan + 0.0 * t, 3)
+    assert applied == [0.0] * 3
+    assert notices == gen_optax.Notice.HORIZON_PASSED
+
+
 @pytest.mark.parametrize("below", [lambda t: 1 - t / 4, lambda t: jnp.where(t < 4, 1.0, jnp.nan)], ids=["0", "NaN"])
 def test_a_decay_ends_at_zero(below):
     """One that goes on below would climb the loss."""

@@ -352,7 +352,7 @@ def test_a_value_that_is_not_finite_where_the_loss_is(wrong, calls):
         loss_fn = lambda w: jnp.mean((w - x) ** 2)  # noqa: E731
         value, grads = jax.value_and_grad(loss_fn)(w)
         is_wrong = (call == 100) | (calls == "all")
-        value = jnp.where(is_wrong & (wrong is not None), wrong, value)
+        value = jnp.where(is_wrong, wrong, value)
         updates, state = tx.update(grads, state, w, value=value, value_fn=loss_fn)
         return (optax.apply_updates(w, updates), state), gen_optax.metrics(state)
 

@@ -566,6 +566,25 @@ def test_a_path_into_a_wall_is_taken_back(probe):
     assert np.all(np.isfinite(w))
 
 
+@pytest.mark.parametrize("probe", [gen_optax.retrospective(), gen_optax.exact(along="path")], ids=["three", "exact"])
+def test_a_batch_that_is_nan_is_not_the_fault_of_the_steps(probe):
+    """Nothing is taken back, and the rate stays."""
+    tx = gen_optax.gen(optax.sgd(1.0), probe=probe)
+
+    def step(carry, x):
+        w, state = carry
+        loss_fn = lambda w: jnp.mean((w - x) ** 2)  # noqa: E731
+        value, grads = jax.value_and_grad(loss_fn)(w)
+        updates, state = tx.update(jnp.nan_to_num(grads), state, w, value=value, value_fn=loss_fn)
+        return (optax.apply_updates(w, updates), state), gen_optax.metrics(state)
+
+    data = 3 + jax.random.normal(jax.random.key(0), (100, 8))
+    w = jnp.zeros(8)
+    seen = jax.lax.scan(step, (w, tx.init(w)), data.at[80].set(jnp.nan))[1]
+    assert seen["status"][80] == gen_optax.ProbeStatus.NOT_FINITE
+    assert seen["learning_rate"][80] == seen["learning_rate"][79]
+
+
 def test_a_value_is_the_loss_here_also_where_no_candidate_is():
     tx = gen_optax.gen(optax.sgd(1.0), probe=gen_optax.finite_difference((-1.0, -0.5, 1.0), along="path"))
     w, state = jnp.zeros(3), None
