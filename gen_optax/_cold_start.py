@@ -105,15 +105,16 @@ def _along_a_line(
     known = jnp.isfinite(tried) & (tried > 0)
     unit = jnp.where(jnp.any(known), _unit(context), 1)
     exponents = jnp.round(jnp.log2(jnp.where(known, tried, unit)) - jnp.log2(unit) - np.log2(_MANTISSA)).astype(int)
-    clear = jnp.maximum(_CLEAR * jnp.abs(value), 32 * rounding_error(value, context))
+    clear = jnp.maximum(_CLEAR * jnp.abs(value), 8 * _VISIBLE * rounding_error(value, context))
     steepness = jnp.where(known & (falls > clear), falls / jnp.where(known, tried, 1), 0)
     is_line = (steepness > 0) & (steepness >= _LINE * jnp.max(steepness))
     low = jnp.max(jnp.where(is_line, exponents, -_NONE))
-    gap = jnp.min(jnp.where(known & (exponents > low), exponents, _NONE)) - low
+    above = jnp.min(jnp.where(known & (exponents > low), exponents, _NONE))
     rising = low + _STEP * jnp.arange(1, _RISES + 1)
     untried = ~jnp.any((rising[:, None] == exponents) & known, axis=1)
-    step = jnp.where(gap > _NONE - 128, jnp.where(low + _LONG_STEP <= _NEAR, _LONG_STEP, _STEP), gap // 2)
-    return jnp.where(gap > _STEP, low + step, rising[jnp.argmax(untried)]), jnp.any(is_line)
+    onwards = jnp.where(low + _LONG_STEP <= _NEAR, _LONG_STEP, _STEP)
+    step = jnp.where(above < _NONE, (above - low) // 2, onwards)
+    return jnp.where(above - low > _STEP, low + step, rising[jnp.argmax(untried)]), jnp.any(is_line)
 
 
 def _wall(tried: jax.Array, losses: jax.Array) -> jax.Array:
