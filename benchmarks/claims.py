@@ -15,7 +15,17 @@ import numpy as np
 import gen_optax
 from benchmarks import methods, store
 from benchmarks import report as pages
-from benchmarks.questions import _lengths, authors, defaults, overhead, precision, quality, robustness, sensitivity
+from benchmarks.questions import (
+    _lengths,
+    authors,
+    defaults,
+    overhead,
+    precision,
+    quality,
+    robustness,
+    scale,
+    sensitivity,
+)
 
 Numbers = Mapping[str, str]
 
@@ -407,7 +417,7 @@ def _on_pods(results: store.Store) -> str | None:
     for devices in sorted({devices for devices, _ in rows} & {8, 64}):
         base, ours = rows.get((devices, "base")), rows.get((devices, "retrospective"))
         if base and ours:
-            sent, more = (sum(kind["bytes"] for kind in row["collectives"].values()) for row in (base, ours))
+            sent, more = scale.sent(base), scale.sent(ours)
             lines.append(
                 [
                     str(devices),
@@ -425,7 +435,7 @@ def _a_probe_on_pods(results: store.Store) -> Numbers | None:
     base, ours = rows.get((64, "base")), rows.get((64, "retrospective"))
     if not base or not ours:
         return None
-    before, after = (sum(kind["bytes"] for kind in row["collectives"].values()) for row in (base, ours))
+    before, after = scale.sent(base), scale.sent(ours)
     operations = 100 * (ours["flops"] / base["flops"] - 1)
     return {
         "gathered": pages.number((after - before) / 2 / 2**30),

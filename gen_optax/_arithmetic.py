@@ -43,6 +43,11 @@ class Arithmetic(NamedTuple):
         scalar_eps = self.scalar_eps if value is None else max(self.scalar_eps, float(jnp.finfo(value.dtype).eps))
         return max(scalar_eps, _ULPS * min(self.eps, _FLOAT32_EPS), self.eps / _ULPS)
 
+    def error_of(self, loss: jax.Array) -> jax.Array:
+        """The rounding error of a loss; of one that is 0, or nearly, what leaves its changes some digits."""
+        limits = jnp.finfo(loss.dtype)
+        return self.rounding() * jnp.maximum(jnp.abs(loss), limits.tiny / limits.eps**2)
+
 
 def arithmetic(trace: Any) -> Arithmetic:
     """The arithmetic of a loss, from its trace; what does not depend on the parameters is left out."""

@@ -56,7 +56,7 @@ def first_rate(
     known = jnp.isfinite(losses[0]) & jnp.isfinite(tried[1])
     wall = _wall(tried, losses)
     value, losses, tried = _finite(losses[0]), losses[1 + _BISECTIONS :], tried[1 + _BISECTIONS :]
-    rounding = rounding_error(value, context)
+    rounding = context.arithmetic.error_of(value)
     usable = known & jnp.isfinite(tried[0]) & (tried[0] > 0)
     falls = jnp.where(tried < wall, value - losses, -jnp.inf)
     best = jnp.max(falls)
@@ -75,17 +75,11 @@ def first_rate(
     return start, seen, first_of(reasons, ProbeStatus.BELOW_ROUNDING)
 
 
-def rounding_error(value: jax.Array, context: Context) -> jax.Array:
-    """That of a loss at the start; of one that is 0, what leaves its changes some digits."""
-    limits = jnp.finfo(value.dtype)
-    return context.arithmetic.rounding() * jnp.maximum(jnp.abs(value), limits.tiny / limits.eps**2)
-
-
 def _exponent(k: jax.Array, tried: jax.Array, losses: jax.Array, context: Context) -> jax.Array:
     """That of the `k`-th rate. The bits of the bracket's lower end are what the bisections have answered."""
     value = _finite(losses[0])  # at first it is infinite: not known
     change = jnp.abs(losses[1 : 1 + _BISECTIONS] - value)
-    hidden = change <= _VISIBLE * rounding_error(value, context)
+    hidden = change <= _VISIBLE * context.arithmetic.error_of(value)
     call, width = jnp.arange(1, 1 + _BISECTIONS), 2 ** jnp.arange(_BISECTIONS - 1, -1, -1)
     low = -127 + jnp.sum(jnp.where(hidden & (call < k), width, 0))
     first_even = (low + 2) & ~1  # the rates that rise are the same ones whatever the loss is rounded to
@@ -105,7 +99,7 @@ def _along_a_line(
     known = jnp.isfinite(tried) & (tried > 0)
     unit = jnp.where(jnp.any(known), _unit(context), 1)
     exponents = jnp.round(jnp.log2(jnp.where(known, tried, unit)) - jnp.log2(unit) - np.log2(_MANTISSA)).astype(int)
-    clear = jnp.maximum(_CLEAR * jnp.abs(value), 8 * _VISIBLE * rounding_error(value, context))
+    clear = jnp.maximum(_CLEAR * jnp.abs(value), 8 * _VISIBLE * context.arithmetic.error_of(value))
     steepness = jnp.where(known & (falls > clear), falls / jnp.where(known, tried, 1), 0)
     is_line = (steepness > 0) & (steepness >= _LINE * jnp.max(steepness))
     low = jnp.max(jnp.where(is_line, exponents, -_NONE))

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_optax import _cold_start
 from gen_optax._measurement import Context, Measurement, ProbeStatus
 
 # Two programs for one loss agree to this many times its rounding error.
@@ -88,7 +87,7 @@ def of_start(context: Context, tried: jax.Array, losses: jax.Array, status: jax.
     slope, uphill = context.slope, status == ProbeStatus.ASCENT
     if slope is None or context.arithmetic.is_coarse:
         return seen((differs, Notice.VALUE_DIFFERS), (uphill, Notice.UPHILL))
-    clear = jnp.isfinite(losses) & (jnp.abs(losses - start) > _CLEAR * _cold_start.rounding_error(start, context))
+    clear = jnp.isfinite(losses) & (jnp.abs(losses - start) > _CLEAR * context.arithmetic.error_of(start))
     least = jnp.argmin(jnp.where(clear & (tried > 0), tried, jnp.inf))
     expected = slope * tried[least]
     fall = start - losses[least]

@@ -57,7 +57,7 @@ def report(results: store.Store) -> str | None:
     lines = []
     for row in sorted(rows, key=lambda row: (row["key"]["devices"], list(PROBES).index(row["key"]["probe"]))):
         devices, name = row["key"]["devices"], row["key"]["probe"]
-        ours, theirs = _sent(row), _sent(base[devices])
+        ours, theirs = sent(row), sent(base[devices])
         counts = sum(kind["count"] for kind in row["collectives"].values()) - sum(
             kind["count"] for kind in base[devices]["collectives"].values()
         )
@@ -105,17 +105,17 @@ def _in_words(rows: list[dict[str, Any]], base: dict[int, dict[str, Any]]) -> li
         return pages.number((ours[devices]["memory_bytes"] - base[devices]["memory_bytes"]) / 2**30)
 
     few, many = counts[0], counts[-1]
-    extra = (_sent(ours[many]) - _sent(base[many])) / 2**30
+    extra = (sent(ours[many]) - sent(base[many])) / 2**30
     return [
         f"The default probe adds {more(few)} GiB to the memory of each of {few} devices, and {more(many)} GiB to that "
         f"of each of {many}.",
         f"A probe makes each of {many} devices receive {pages.number(extra)} GiB.",
-        f"With one probe in {_EVERY} steps, that is {100 * extra * 2**30 / _sent(base[many]) / _EVERY:.1f} % more than "
+        f"With one probe in {_EVERY} steps, that is {100 * extra * 2**30 / sent(base[many]) / _EVERY:.1f} % more than "
         f"without GeN, and operations are {100 * (ours[many]['flops'] / base[many]['flops'] - 1) / _EVERY:.1f} % more.",
     ]
 
 
-def _sent(row: dict[str, Any]) -> int:
+def sent(row: dict[str, Any]) -> int:
     """Bytes of all collectives of a step."""
     return sum(kind["bytes"] for kind in row["collectives"].values())
 
@@ -331,7 +331,7 @@ def _draw(results, rows, base):
             devices = [count for count, _ in seen]
             style = {"marker": "o", "label": name, **pages.style(index)}
             memory.plot(devices, [row["memory_bytes"] / 2**30 for _, row in seen], **style)
-            traffic.plot(devices, [_sent(row) / 2**30 for _, row in seen], **style)
+            traffic.plot(devices, [sent(row) / 2**30 for _, row in seen], **style)
         memory.set(ylabel="memory per device, GiB", yscale="log")
         traffic.set(ylabel="collectives per device and step, GiB")
         for axis in axes[0]:

@@ -121,8 +121,9 @@ def _in_words(factors, workloads):
         if least != most:
             sentences.append(f'What matters least is "{least}", with a factor of {pages.number(widest[least])}.')
     total = f"A seed fails in {sum(failed.values())} of {seen} combinations of a value and a workload"
-    where = pages.listed(f'{lost} of "{factor}"' for factor, lost in failed.items()) if failed else ""
-    return [f"{total}: {where}." if failed else f"{total}.", *sentences]
+    if failed:
+        total += ": " + pages.listed(f'{lost} of "{factor}"' for factor, lost in failed.items())
+    return [f"{total}.", *sentences]
 
 
 def _draw(results, factors, workloads):
