@@ -286,12 +286,15 @@ def mean_result(cells: Cells, name: str, split: str = "test") -> float:
 def gain(cells: Cells, baseline: Cells | None, split: str = "test") -> float | None:
     """The per cent by which the mean metric is better than the baseline's; None without one, or for a distance.
 
-    Distances to a minimum span orders of magnitude.
+    Distances to a minimum span orders of magnitude. The gain is infinite where a seed of the baseline failed, and minus
+    infinity where one of these did; 0 where both did.
     """
     metric = cells[0]["workload"]["metric"]
     if not baseline or metric == "distance":
         return None
     ours, theirs = (mean_result(group, metric, split) for group in (cells, baseline))
+    if math.isinf(theirs):
+        return 0.0 if math.isinf(ours) else math.inf
     return round(100 * (theirs - ours) / abs(theirs), 6) + 0.0  # not -1e-14
 
 

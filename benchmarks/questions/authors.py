@@ -130,8 +130,8 @@ def _in_words(rows):
     sentences = []
     if (difference := by_the_same_rule(rows)) is not None:
         sentences.append(
-            "Where both packages follow the same rule on the same numbers, their learning rates differ by at most "
-            f"{difference} of themselves."
+            "On plain SGD, where both packages follow the same rule on the same numbers, their learning rates differ "
+            f"by at most {difference} of themselves."
         )
     sentences.append(
         f"They stay within 1 % of each other in {sum(gap < _FAR for gap in apart.values())} of {len(apart)} cases."

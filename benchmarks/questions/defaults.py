@@ -14,7 +14,7 @@ from benchmarks import runner, store, tune
 from benchmarks.questions import Study, quality
 from gen_optax.plot import BLUE, GREY
 
-# What takes the place of each constant of `balance`: half of it, the double, and what makes it ineffective.
+# What takes the place of each constant of `balance`: other values, and for most one that makes it ineffective.
 _CONSTANTS = {
     "sigma=1": "greedy",
     "sigma=1.6": "",

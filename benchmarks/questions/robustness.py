@@ -1,8 +1,9 @@
 """Robustness: does GeN train any base optimizer, at any batch size and precision?
 
 All combinations of them, GeN at its defaults with a horizon and without one, beside the best constant rate: that base
-at that batch size and precision, tuned on the validation split. A run trains if its training loss ends below a given
-part of where it began, and keeps up if its test loss ends below a given multiple of the constant rate's mean.
+at that batch size and precision, the one of the best validation metric, which need not be that of the least loss. A run
+trains if its training loss ends below a given part of where it began, and keeps up if its test loss ends below a given
+multiple of the constant rate's mean.
 Instability is the mean of abs(log) of the ratio of the learning rate from one probe to the next.
 Sophia and Muon come from optax.contrib; optax has no Shampoo and no SOAP.
 """
@@ -16,7 +17,7 @@ from benchmarks.questions import Study
 WORKLOADS = ("digits_mlp",)
 METHODS = ("gen_horizon", "gen")
 PRECISIONS = ("float32", "mixed", "bfloat16")
-_FACTORS = (0.25, 1, 4)  # of the workload's own batch size
+FACTORS = (0.25, 1, 4)  # of the workload's own batch size
 _TRAINED, _KEPT_UP = 0.5, 1.2
 _SCHEDULE, CONSTANT = "constant", "the best constant rate"
 _LEAST_DRAWN = 1e-9  # of the first loss; a loss may end at exactly 0
@@ -27,7 +28,7 @@ def run(study: Study) -> None:
     bases = ["adamw"] if study.tiny else list(methods.BASES)
     for workload in study.chosen(WORKLOADS):
         for precision in PRECISIONS[:2] if study.tiny else PRECISIONS:
-            for factor in (1,) if study.tiny else _FACTORS:
+            for factor in (1,) if study.tiny else FACTORS:
                 settings = {"batch_size": max(1, round(factor * workload.batch_size)), "precision": precision}
                 study.train(workload, [f"{method}:base={base}" for method in METHODS for base in bases], **settings)
                 for base in bases:
@@ -94,7 +95,8 @@ def report(results: store.Store) -> str | None:
     cells = [cell for by_family in groups.values() for group in by_family.values() for cell in group]
     explained = (
         f"A run trains if its training loss ends below {_TRAINED} of its first. It keeps up if its test loss ends "
-        f"below {_KEPT_UP} times the mean of the best constant rate's. The constant rate's own seeds are counted alike."
+        f"below {_KEPT_UP} times the mean of the best constant rate's. The constant rate's own seeds are counted "
+        "alike. It is the rate of the best validation metric; another may have a lower loss."
     )
     parts = [
         pages.opening(f"![robustness]({_draw(results, groups)})", _in_words(results)),

@@ -4,6 +4,7 @@ One setting at a time is moved away from the defaults, with a horizon; sigma and
 initial rate also for Algorithm 1.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from benchmarks import methods, store
 from benchmarks import report as pages
 from benchmarks.questions import Study
 
-WORKLOADS = ("vit_fashion", "logreg_minibatch")
+WORKLOADS = ("logreg_minibatch", "digits_autoencoder", "postnorm_moby")
 
 _RATES = tuple(f"1e{exponent:+03d}" for exponent in range(-8, 3))
 
@@ -60,6 +61,18 @@ def at_given_rates(results: store.Store) -> list[dict[str, Any]]:
     given = {method for value, method in plan()["initial rate"].items() if value != "none"}
     by_method = [pages.by_method(results, workload) for workload in results.workloads()]
     return [cell for seen in by_method for method in given & seen.keys() for cell in seen[method]]
+
+
+def worst_given_rate(results: store.Store) -> float:
+    """The least gain of a given rate beside none, in per cent, over all that are known; else infinite."""
+    methods_at = plan()["initial rate"]
+    gains = []
+    for workload in results.workloads():
+        seen = pages.by_method(results, workload)
+        none = seen.get(methods_at["none"])
+        given = [seen[method] for value, method in methods_at.items() if value != "none" and method in seen]
+        gains += [gain for cells in given if (gain := pages.gain(cells, none)) is not None]
+    return min(gains, default=math.inf)
 
 
 def report(results: store.Store) -> str | None:

@@ -615,8 +615,8 @@ def test_authors_in_words():
     same, other, third = list(authors.CASES)[:3]
     rows = [row(same, 1.0, 1.00002), row(other, 1.0, 0.25), row(third, 1.0, 1.2)]
     assert sentences_of(opening(authors._in_words(rows))) == [
-        "Where both packages follow the same rule on the same numbers, their learning rates differ by at most 2e-05 of "
-        "themselves.",
+        "On plain SGD, where both packages follow the same rule on the same numbers, their learning rates differ by "
+        "at most 2e-05 of themselves.",
         "They stay within 1 % of each other in 1 of 3 cases.",
         f'They differ most in the case "{other}", by a factor of 4.',
     ]

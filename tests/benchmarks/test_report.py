@@ -15,9 +15,11 @@ INF = math.inf
 
 
 def test_a_method_with_few_workloads_does_not_take_the_others_from_the_ranks():
-    groups = {name: {"gen": [{}], "momo": [{}]} for name in ("a", "b", "c")}
-    assert quality.comparable({**groups, "c": groups["c"] | {"lqa": [{}]}}) == groups
-    assert quality.comparable({**groups, "c": {"gen": [{}]}}) == {name: groups[name] for name in ("a", "b")}
+    cells, function = ([{"workload": {"metric": metric}}] for metric in ("loss", "distance"))
+    groups = {name: {"gen": cells, "momo": cells} for name in ("a", "b", "c")}
+    assert quality.comparable({**groups, "c": groups["c"] | {"lqa": cells}}) == groups
+    assert quality.comparable({**groups, "c": {"gen": cells}}) == {name: groups[name] for name in ("a", "b")}
+    assert quality.comparable({**groups, "beale": {"gen": function, "momo": function, "lqa": function}}) == groups
 
 
 def test_ranks():
@@ -133,8 +135,8 @@ def test_quality_keeps_every_row_and_leaves_the_tuning_seed_out(results):
     rows = {line.split("|")[1].strip(): line for line in _section(text, "toy").splitlines() if line.startswith("|")}
     tuned = rows["tuned baseline (learning_rate=0.01,schedule=linear)"]
     assert "| 3 ± 1.4 |" in tuned  # seeds 1 and 2, not 0
-    assert "a training loss of 3" in text
-    assert rows["gen"].endswith("| 2 ± 0 | 2 | 20 ± 0 | 2 of 2 |")
+    assert "a training loss of 4" in text  # the worse of its two seeds
+    assert rows["gen"].endswith("| 2 ± 0 | 2 | 10 ± 0 | 2 of 2 |")
     assert "2, 1 diverged" in rows["prodigy"]
     assert "1, 1 MemoryError" in rows["zoom"]
 
@@ -186,6 +188,32 @@ def _section(text, title):
 
 def _worst_in(section):
     return {line.split("|")[1].strip(): line.split("|")[2].strip() for line in section.splitlines() if line[:1] == "|"}
+
+
+def test_a_gain_beside_a_baseline_that_failed():
+    alive, lost = [cell("gen", 1)], [cell("gen", 1, diverged=True)]
+    assert report.gain(alive, lost) == INF
+    assert report.gain(lost, alive) == -INF
+    assert report.gain(lost, lost) == 0
+
+
+def test_losses_below_zero_have_no_part_in_the_profile(results):
+    """Nor may they tie with others at some least loss."""
+    profiles = quality.report(results).split("## Performance profiles")[1].split("## ")[0]
+    assert "least final test loss" in profiles
+    results.put(cell("gen", 1, -2.0))
+    results.put(cell("gen", 2, -2.0))
+    profiles = quality.report(results).split("## Performance profiles")[1].split("## ")[0]
+    assert "least final test loss" not in profiles
+    assert "least steps to" in profiles
+
+
+def test_a_baseline_whose_seeds_lie_far_apart_is_named(results):
+    """Its accuracies are 0.8 and 0.6."""
+    said = "On `toy` the tuned baseline's own seeds have a standard deviation of more than 10 % of their mean"
+    assert said in quality.report(results)
+    results.put(cell("baseline:learning_rate=0.01,schedule=linear", 2, 2.0))
+    assert said not in quality.report(results)
 
 
 def test_the_error_of_a_gain(results):

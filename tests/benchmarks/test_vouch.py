@@ -1,5 +1,6 @@
 """Golden runs: what is vouched for, and what is not."""
 
+import functools
 import math
 
 import pytest
@@ -14,7 +15,7 @@ OLD, NEW = "01dru1e0", "newru1e0"
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     """Golden runs of a rule."""
-    monkeypatch.setattr(vouch, "GOLDEN", (("toy", "gen"), ("toy", "gen_horizon")))
+    monkeypatch.setattr(vouch, "GOLDEN", (("toy", "gen", "float32"), ("toy", "gen_horizon", "float32")))
     monkeypatch.setattr(vouch, "NUM_STEPS", 12)
     monkeypatch.setattr(rule, "fingerprint", lambda *_: OLD)
     results = store.Store(tmp_path)
@@ -106,6 +107,24 @@ def test_differences():
     assert vouch.differences(curves([1.0]), curves([1.0, 2.0]))["loss"] == math.inf
 
 
-def test_the_golden_runs_can_be_trained_and_use_both_controllers():
-    methods = {method.partition(":")[0] for _, method in vouch.GOLDEN}
-    assert {"gen", "gen_horizon", "gen_paper_horizon"} <= methods
+def test_the_golden_runs_have_every_family_of_the_core():
+    families = {method.partition(":")[0] for _, method, _ in vouch.GOLDEN}
+    assert {"gen_paper" if family == "gen_paper_horizon" else family for family in families} == {
+        family for family in rule.FAMILIES if family != "gen_paper_horizon"
+    }
+
+
+def test_the_golden_runs_are_long_enough_to_see_the_alignment():
+    """A stretch of the run ends at call 256; the probes from there to the end of the run apply what it says."""
+    load_toy = functools.partial(toy, num_steps=vouch.NUM_STEPS)
+    with_it, without = (
+        runner.train(runner.cell_key(load_toy(), method, 1), load_toy()) for method in ("gen", "gen:alignment=none")
+    )
+    apart = vouch.differences(*(store.finite(cell["curves"]) for cell in (with_it, without)))
+    assert apart["learning_rate"] > vouch.TOLERANCE
+
+
+def test_the_golden_runs_have_losses_of_every_kind():
+    """That begins at 0 (policy), that is near 0 in the end (Beale), sparse gradients (word vectors), low precision."""
+    assert {"digits_policy", "beale", "word2vec_moby", "variance_prices"} <= {name for name, _, _ in vouch.GOLDEN}
+    assert {precision for _, _, precision in vouch.GOLDEN} > {"float32"}
