@@ -104,8 +104,9 @@ def fit_own_scale(x: jax.Array, losses: jax.Array, weights: jax.Array) -> tuple[
     m2 = jnp.sum(w * p2**2)
     c0 = jnp.sum(w * y) / m0
     c1 = jnp.sum(w * y * p1) / nonzero(m1)
-    # On fewer than three distinct points p2 vanishes up to rounding: no curvature can be read off.
-    c2 = jnp.where(m2 > 100 * jnp.finfo(x.dtype).eps ** 2 * m0, jnp.sum(w * y * p2) / nonzero(m2), 0)
+    # On fewer than three distinct points p2 vanishes up to the rounding of (x - a1) p1, some eps p1 where |x| is about 1:
+    # no curvature can be read off.
+    c2 = jnp.where(m2 > 100 * jnp.finfo(x.dtype).eps ** 2 * m1, jnp.sum(w * y * p2) / nonzero(m2), 0)
 
     slope = c2 * (a0 + a1) - c1
     curvature = 2 * c2

@@ -132,12 +132,21 @@ def test_a_loss_that_is_not_finite_makes_every_field_nan(bad):
         assert all(np.isnan(FIT(np.array([-1.0, 0.0, 1.0]), losses)))
 
 
-@pytest.mark.parametrize("points", [(1.0, 1.0, 1.0), (0.0, 1.0, 1.0), (0.1, 0.1, 0.3, 0.3)])
+@pytest.mark.parametrize("points", [(1.0, 1.0, 1.0), (0.0, 1.0, 1.0), (0.1, 0.1, 0.3, 0.3), (1.0, 1.0, 1.001)])
 def test_fewer_than_three_distinct_points_have_no_curvature(points):
     losses = np.linspace(1.0, 0.0, len(points))
     fit = fit_quadratic(points, losses)
     assert fit.curvature == 0
     assert np.isfinite(fit.slope)
+
+
+def test_points_that_are_close_to_each_other_are_three_points():
+    """A thousandth apart, where float32 leaves four digits of their distance."""
+    t = np.array([1.0, 1.001, 1.002], np.float32)
+    fit = fit_quadratic(t, 100 * (t.astype(np.float64) - 1.0005) ** 2)
+    np.testing.assert_allclose([fit.slope, fit.curvature], [200.1, 200.0], rtol=1e-3)
+    np.testing.assert_allclose(fit.minimizer, 1.0005, rtol=1e-5)
+    np.testing.assert_allclose(fit.r_squared, 1.0, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.int32])
