@@ -1,5 +1,8 @@
 """fit_quadratic against float64 NumPy, at every scale."""
 
+import functools
+import itertools
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -8,7 +11,7 @@ import numpy as np
 import pytest
 
 import gen_optax
-from gen_optax import fit_quadratic
+from gen_optax import _fit, fit_quadratic
 
 FIT = jax.jit(fit_quadratic)
 
@@ -157,6 +160,21 @@ def test_the_fit_is_float32_or_better(dtype):
     with jax.enable_x64(True):
         fit = fit_quadratic(np.array([-1.0, 0, 1]), np.array([3.0, 1, 2]))
         assert all(x.dtype == jnp.float64 for x in fit)
+
+
+@pytest.mark.parametrize("points", [(-1, -0.01, 0), (-1, 0, 0.01), (0, 0.5, 1), (-2, -0.5, 0.5, 1, 2)])
+def test_the_resolution_of_points_is_that_of_their_worst_errors(points):
+    """Against every sign of the errors. Of the points -1, 0, 1 the slope errs by 1 and the curvature by 4."""
+    x = np.array(points, float)
+    signs = jnp.array(list(itertools.product([-1.0, 1.0], repeat=len(points))))
+    slope, curvature, _ = jax.jit(jax.vmap(functools.partial(_fit.fit_at, x)))(signs)
+    worst = max(np.max(np.abs(slope)), np.max(np.abs(curvature)) / 4)
+    np.testing.assert_allclose(_fit.resolution(x), 1 / worst, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [0.1, 0.3, 1.0, 3.0])
+def test_the_resolution_of_algorithm_1_is_that_of_its_step(size):
+    assert _fit.resolution(size * np.array([-1.0, 0.0, 1.0])) == min(size, size**2)
 
 
 def test_vmap_and_grad():
