@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gen_optax import _axes, _flow, _tree
-from gen_optax._measurement import Context, Measurement, ProbeStatus
+from gen_optax import _axes, _tree
+from gen_optax._measurement import Context, Measurement
 from gen_optax._notice import Notice
 
 
@@ -112,8 +112,5 @@ class Step(Direction):
         return Measurement(start, slope, curvature, end, self.factor(context))
 
     def settle(self, state, context, measurement, status, updates, anchor):
-        """A step that is known to overshoot is not taken."""
-        overshot = status == ProbeStatus.OVERSHOOT
-        if _flow.is_known(overshot) and not overshot:
-            return updates, state
-        return jax.tree.map(lambda u: jnp.where(overshot, jnp.zeros_like(u), u), updates), state
+        """Nothing to take back: a step that is known to overshoot has already become 0."""
+        return updates, state

@@ -5,7 +5,7 @@ at their own magnitude: it is solved for `x = t / max|t|` and `y = (L - L_ref) /
 is at most one, and scaled back at the end. Learning rates of 1e-12 and losses of 1e30 are then as good as any.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -104,8 +104,9 @@ def fit_own_scale(x: jax.Array, losses: jax.Array, weights: jax.Array) -> tuple[
     m2 = jnp.sum(w * p2**2)
     c0 = jnp.sum(w * y) / m0
     c1 = jnp.sum(w * y * p1) / nonzero(m1)
-    # On fewer than three distinct points p2 vanishes up to rounding: no curvature can be read off.
-    c2 = jnp.where(m2 > 100 * jnp.finfo(x.dtype).eps ** 2 * m0, jnp.sum(w * y * p2) / nonzero(m2), 0)
+    # On fewer than three distinct points p2 vanishes up to the rounding of (x - a1) p1, some eps p1 where |x| is about 1:
+    # no curvature can be read off.
+    c2 = jnp.where(m2 > 100 * jnp.finfo(x.dtype).eps ** 2 * m1, jnp.sum(w * y * p2) / nonzero(m2), 0)
 
     slope = c2 * (a0 + a1) - c1
     curvature = 2 * c2
@@ -118,8 +119,7 @@ def fit_own_scale(x: jax.Array, losses: jax.Array, weights: jax.Array) -> tuple[
 
 def fit_at(x: np.ndarray, losses: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The fit at points that are known while tracing: `(slope, curvature, r_squared)` per `x`, each a few products."""
-    scale = np.max(np.abs(x))
-    basis = np.stack([np.ones_like(x), -x / scale, (x / scale) ** 2 / 2], axis=1)
+    scale, basis = _scaled_basis(x)
     y = losses - losses[np.argmin(np.abs(x))]
     y_scale = nonzero(jnp.max(jnp.abs(y)))
     y = y / y_scale
@@ -130,6 +130,26 @@ def fit_at(x: np.ndarray, losses: jax.Array) -> tuple[jax.Array, jax.Array, jax.
         fitted = (value * basis[:, 0] + slope * basis[:, 1] + curvature * basis[:, 2]).astype(y.dtype)
         r_squared = jnp.where(total == 0, 1.0, 1 - jnp.sum((y - fitted) ** 2) / nonzero(total))
     return slope * y_scale / scale, curvature * y_scale / scale**2, r_squared
+
+
+def resolution(x: np.ndarray) -> float:
+    r"""How little rounding blurs `fit_at` at these points, against the points -1, 0, 1: by `1 / resolution` times as much.
+
+    Slope and curvature are sums :math:`\sum_j P_j L_j` over the losses, with `P` a row of the pseudoinverse of the basis
+    :math:`1, -x, x^2/2`. Losses that are wrong by up to :math:`\epsilon` change them by up to
+    :math:`\epsilon \sum_j |P_j|`. At -1, 0, 1 that is :math:`\epsilon` for the slope and :math:`4 \epsilon` for the
+    curvature, in which both are measured here; the worse of the two counts. At points `s` times as wide the slope has
+    :math:`1/s` and the curvature :math:`1/s^2` of it, so that for `(-s, 0, s)` the answer is :math:`\min(s, s^2)`.
+    """
+    scale, basis = _scaled_basis(x)
+    _, slope, curvature = np.round(np.sum(np.abs(np.linalg.pinv(basis)), axis=1), 9)  # 1 and 4 are exact at -1, 0, 1
+    return float(min(scale / slope, scale**2 / (curvature / 4)))
+
+
+def _scaled_basis(x: np.ndarray) -> tuple[Any, np.ndarray]:
+    """`max|x|`, and `1, -x, x^2 / 2` at the points over it, one row each."""
+    scale = np.max(np.abs(x))
+    return scale, np.stack([np.ones_like(x), -x / scale, (x / scale) ** 2 / 2], axis=1)
 
 
 def minimizer(slope: jax.Array, curvature: jax.Array) -> jax.Array:

@@ -63,12 +63,14 @@ def losses(context: Context, lines: Sequence[tuple[Any, Line]]) -> tuple[jax.Arr
         k, c, *_ = carry
         return (k < length) & jnp.isfinite(c)
 
+    def is_known(carry):  # the parameters may be known and their losses traced, by `vmap` over batches
+        return all(map(_flow.is_known, (carry[1], *jax.tree.leaves(context.params))))
+
     first = point(jnp.int32(0), tried, found)
     carry = (jnp.int32(0), first, *(_axes.vary(x, _axes.varying(first), None) for x in (tried, found)))
-    if all(map(_flow.is_known, (carry[1], *jax.tree.leaves(context.params)))):
-        while is_unfinished(carry):
-            carry = evaluate(carry)
-    else:
+    while is_known(carry) and is_unfinished(carry):
+        carry = evaluate(carry)
+    if not is_known(carry):
         carry = jax.lax.while_loop(is_unfinished, evaluate, carry)
     return carry[2:]
 

@@ -130,7 +130,7 @@ class CopiedSchedule:
     warmup_steps: int  # linear from 0; 0: none
     level_from: int  # the step at which the level begins
     power: float  # the level goes with the step to this power; 0: it is constant
-    decay: tuple[int, int] | None  # counts between which the rate falls linearly to 0; None: no such decay
+    decay: tuple[float, float] | None  # counts between which the rate falls linearly to 0; None: no such decay
     factors: tuple[tuple[int, ...], tuple[float, ...]]  # without it: counts, and the decay there
 
     def __call__(self, count: Any) -> jax.Array:
@@ -149,7 +149,7 @@ class CopiedSchedule:
         words = [f"{peak} after {_counted(self.warmup_steps)} of warm-up" if self.warmup_steps else f"{peak} at once"]
         words.append(f"then times (step / {self.level_from:,})^{self.power:.2f}" if self.power else "hold")
         if self.decay is not None:
-            words.append("linear to 0 from step {:,} to {:,}".format(*self.decay))
+            words.append("linear to 0 from step {:,} to {:,}".format(*map(round, self.decay)))
         elif np.ptp(self.factors[1]) > _STRAIGHT:
             words.append("and all of it times the decay of the run")
         return ", ".join(words)
@@ -339,15 +339,15 @@ def _copy(
     )
 
 
-def _line(counts: np.ndarray, shape: np.ndarray) -> tuple[int, int] | None:
-    """The counts between which the decay falls linearly from 1 to 0, if it does."""
+def _line(counts: np.ndarray, shape: np.ndarray) -> tuple[float, float] | None:
+    """The counts, not whole ones, between which the decay falls linearly from 1 to 0, if it does."""
     falling = (shape > _STRAIGHT) & (shape < 1 - _STRAIGHT)
     if falling.sum() < 2:
         return None
     slope, start = np.polyfit(counts[falling], shape[falling], 1)
     if slope >= 0 or np.abs(shape - np.clip(start + slope * counts, 0, 1)).max() > _STRAIGHT:
         return None
-    return round((1 - start) / slope), round(-start / slope)
+    return float((1 - start) / slope), float(-start / slope)
 
 
 def _counted(steps: int) -> str:

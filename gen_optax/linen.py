@@ -127,7 +127,8 @@ def update_batch_stats(
     """Variables with batch statistics that are taken anew: the mean over batches, forward passes in training mode.
 
     For parameters that the running statistics were not taken with, such as the average of the iterates. Some tens of
-    training batches are enough. Layers that are not in training mode keep their statistics.
+    training batches are enough. Layers that are not in training mode keep their statistics, and so do those whose
+    statistics are no mean over batches, such as the vector of a spectral norm.
 
     Args:
       apply_fn: `apply_fn(variables, batch)` returns `(outputs, {"batch_stats": ...})` in training mode.

@@ -106,8 +106,9 @@ def update_batch_stats(forward: Callable[..., Any], model: Any, batches: Iterabl
         nnx.update(model, gen_optax.averaged_params(optimizer.opt_state, params))
         gen_optax.nnx.update_batch_stats(lambda model, x: model(x), model, batches)
 
-    Some tens of training batches are enough. Layers that are not in training mode keep their statistics. Take the
-    averaged model for evaluation only, and train on with the other.
+    Some tens of training batches are enough. Layers that are not in training mode keep their statistics, and so do
+    those whose statistics are no mean over batches, such as the vector of a spectral norm. Take the averaged model for
+    evaluation only, and train on with the other.
 
     Args:
       forward: `forward(model, batch)`, a forward pass. What it returns is dropped.

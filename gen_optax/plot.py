@@ -51,10 +51,11 @@ def learning_rate(history: History, ax: Axes | None = None, *, steps: Any = None
     Returns:
       The axes, with eta as a line, the rate as applied as a thin one where it differs (a decay, or a step not taken),
       `b / A` of each accepted probe as a dot, and below them each other probe, in one row for every reason. A probe
-      that judges steps as they were applied (the default one does) measures `b / A` in the applied rate.
+      that judges steps as they were applied (the default one does) measures `b / A` in the applied rate. Of a history
+      of :class:`gen_optax.GenInfo`, which has no learning rates, the probes alone are drawn.
 
     Raises:
-      ValueError: if the history is empty, holds no learning rates, or has not one entry per step.
+      ValueError: if the history is empty, holds several learning rates, or has not one entry per step.
 
     Examples:
       >>> import matplotlib
@@ -293,16 +294,19 @@ def _counted(words: str, where: np.ndarray) -> str:
     return f"{words} ({where.sum()})"
 
 
-def _make_room(ax: Axes, rows: int, legend: Legend) -> None:
+def _make_room(ax: Axes, rows: int, legend: Legend | None) -> None:
     """Room for rows of marks below the data and for the legend above it, on a logarithmic axis."""
     below = _ROW_HEIGHT * (rows + 0.3) if rows else 0.0
-    above = min(legend.get_window_extent().height / ax.bbox.height, 0.5)
+    above = min(legend.get_window_extent().height / ax.bbox.height, 0.5) if legend else 0.0
     low, high = ax.get_ylim()
     unit = (high / low) ** (1 / (1 - below - above))
     ax.set_ylim(low / unit**below, high * unit**above, auto=None)
 
 
-def _legend(ax: Axes, **where: Any) -> Legend:
+def _legend(ax: Axes, **where: Any) -> Legend | None:
+    """None where nothing has a label."""
+    if not ax.get_legend_handles_labels()[0]:
+        return None
     return ax.legend(frameon=True, framealpha=0.75, edgecolor="none", fontsize="small", **where)
 
 

@@ -294,6 +294,57 @@ def test_statistics_that_are_held_fixed_stay():
     np.testing.assert_allclose(found["BatchNorm_1"]["var"], normalised.var(1).mean(0), rtol=1e-4)
 
 
+class Spectral(nn.Module):
+    """Normalisation before and behind a layer whose spectral norm is kept among the statistics."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+        x = nn.SpectralNorm(nn.Dense(4))(x, update_stats=train)
+        return nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_statistics_that_are_no_mean_over_batches_stay(jitted):
+    """A mean of the vector of a spectral norm is no such vector; and the layer behind it still follows the batches."""
+    model, x = Spectral(), jax.random.normal(jax.random.key(1), (5, 16, 3)) * 2 + 1
+
+    def apply_fn(variables, x):
+        return model.apply(variables, x, train=True, mutable=["batch_stats"])
+
+    variables = model.init(jax.random.key(0), x[0], train=False)
+    for batch in x:
+        variables = {**variables, **apply_fn(variables, batch)[1]}
+
+    def retaken(variables):
+        return gen_optax.linen.update_batch_stats(apply_fn, variables, x)["batch_stats"]
+
+    found, before = (jax.jit(retaken) if jitted else retaken)(variables), variables["batch_stats"]
+    spectral = found["SpectralNorm_0"]
+    np.testing.assert_array_equal(spectral["Dense_0/kernel/u"], before["SpectralNorm_0"]["Dense_0/kernel/u"])
+    kernel = np.asarray(variables["params"]["Dense_0"]["kernel"], np.float64)
+    np.testing.assert_allclose(spectral["Dense_0/kernel/sigma"], np.linalg.norm(kernel, 2), rtol=1e-2)
+    np.testing.assert_allclose(found["BatchNorm_0"]["mean"], x.mean((0, 1)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found["BatchNorm_0"]["var"], x.var(1).mean(0), rtol=1e-4)
+    normalised = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+    hidden = normalised @ (kernel / spectral["Dense_0/kernel/sigma"])
+    np.testing.assert_allclose(found["BatchNorm_1"]["mean"], 0, atol=1e-5)
+    np.testing.assert_allclose(found["BatchNorm_1"]["var"], hidden.var(1).mean(0), rtol=1e-3)
+
+
+@pytest.mark.parametrize("count", [jnp.int32(7), jnp.float32(7)])
+def test_a_counter_among_the_statistics_stays(count):
+    def apply_fn(variables, x):
+        mean, count = variables["batch_stats"]["mean"], variables["batch_stats"]["count"]
+        return x, {"batch_stats": {"mean": 0.9 * mean + 0.1 * jnp.mean(x), "count": count + 1}}
+
+    variables = {"params": {}, "batch_stats": {"mean": jnp.zeros(()), "count": count}}
+    found = gen_optax.linen.update_batch_stats(apply_fn, variables, [jnp.ones(4), 3 * jnp.ones(4)])["batch_stats"]
+    assert found["count"] == 7
+    assert found["count"].dtype == count.dtype
+    np.testing.assert_allclose(found["mean"], 2, rtol=1e-5)
+
+
 def test_batch_statistics_of_nnx():
     model = nnx.Sequential(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.BatchNorm(2, momentum=0.9, rngs=nnx.Rngs(1)))
     x = jax.random.normal(jax.random.key(1), (5, 16, 3)) * 2 + 1
@@ -306,6 +357,29 @@ def test_batch_statistics_of_nnx():
     model.eval()
     with pytest.raises(ValueError, match=r"training mode, model\.train\(\)"):
         gen_optax.nnx.update_batch_stats(lambda model, x: model(x), model, x)
+
+
+class SpectralNnx(nnx.Module):
+    """A layer with a spectral norm, and normalisation behind it."""
+
+    def __init__(self, rngs):
+        self.spectral = nnx.SpectralNorm(nnx.Linear(3, 4, rngs=rngs), rngs=rngs)
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+
+    def __call__(self, x):
+        return self.norm(self.spectral(x, update_stats=True))
+
+
+def test_a_spectral_norm_of_nnx_stays():
+    model, x = SpectralNnx(nnx.Rngs(0)), jax.random.normal(jax.random.key(1), (5, 16, 3)) * 2 + 1
+    model(x[0])
+    before = nnx.to_pure_dict(nnx.state(model.spectral, nnx.BatchStat))["batch_stats"]["kernel", "u"]
+    gen_optax.nnx.update_batch_stats(lambda model, x: model(x), model, x)
+    found = nnx.to_pure_dict(nnx.state(model.spectral, nnx.BatchStat))["batch_stats"]["kernel", "u"]
+    np.testing.assert_array_equal(found, before)
+    hidden = jnp.stack([nnx.clone(model).spectral(batch, update_stats=True) for batch in x])
+    np.testing.assert_allclose(model.norm.mean[...], hidden.mean((0, 1)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(model.norm.var[...], hidden.var(1).mean(0), rtol=1e-4)
 
 
 @pytest.mark.parametrize("average", [1, "yes", jnp.int32])

@@ -133,3 +133,24 @@ def test_a_jitted_loss_is_known_by_its_batch():
         return int(gen_optax.metrics(state)["num_probes"])
 
     assert probes(jax.jit) == probes(lambda f: f) < 10
+
+
+@pytest.mark.parametrize("call", [1, 12], ids=["first rate", "listening"])
+def test_vmap_over_batches_from_one_state(call):
+    """What the batches are to be told about is one state: where no `value` is given, they decide what is evaluated."""
+    tx = gen_optax.gen(optax.sgd(1.0), controller=gen_optax.balance(search_probes=SEARCH), every=16)
+
+    def step(w, state, x):
+        return tx.update(jax.grad(loss_fn)(w, x), state, w, value_fn=loss_fn, x=x)
+
+    w, compiled = jnp.zeros(4), jax.jit(step)
+    state = tx.init(w)
+    for x in BATCHES[: call - 1]:
+        updates, state = compiled(w, state, x)
+        w = optax.apply_updates(w, updates)
+    present = [BATCHES[call], 100 * BATCHES[call]]
+    expected = jax.tree.map(lambda *x: np.stack(x), *(compiled(w, state, x) for x in present))
+    found = jax.vmap(lambda x: step(w, state, x))(jnp.stack(present))
+    np.testing.assert_allclose(gen_state(found[1]).learning_rate, gen_state(expected[1]).learning_rate, rtol=RTOL)
+    np.testing.assert_array_equal(gen_state(found[1]).info.num_probes, gen_state(expected[1]).info.num_probes)
+    np.testing.assert_allclose(found[0], expected[0], rtol=RTOL, atol=1e-5)

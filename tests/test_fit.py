@@ -1,5 +1,8 @@
 """fit_quadratic against float64 NumPy, at every scale."""
 
+import functools
+import itertools
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -8,7 +11,7 @@ import numpy as np
 import pytest
 
 import gen_optax
-from gen_optax import fit_quadratic
+from gen_optax import _fit, fit_quadratic
 
 FIT = jax.jit(fit_quadratic)
 
@@ -132,12 +135,21 @@ def test_a_loss_that_is_not_finite_makes_every_field_nan(bad):
         assert all(np.isnan(FIT(np.array([-1.0, 0.0, 1.0]), losses)))
 
 
-@pytest.mark.parametrize("points", [(1.0, 1.0, 1.0), (0.0, 1.0, 1.0), (0.1, 0.1, 0.3, 0.3)])
+@pytest.mark.parametrize("points", [(1.0, 1.0, 1.0), (0.0, 1.0, 1.0), (0.1, 0.1, 0.3, 0.3), (1.0, 1.0, 1.001)])
 def test_fewer_than_three_distinct_points_have_no_curvature(points):
     losses = np.linspace(1.0, 0.0, len(points))
     fit = fit_quadratic(points, losses)
     assert fit.curvature == 0
     assert np.isfinite(fit.slope)
+
+
+def test_points_that_are_close_to_each_other_are_three_points():
+    """A thousandth apart, where float32 leaves four digits of their distance."""
+    t = np.array([1.0, 1.001, 1.002], np.float32)
+    fit = fit_quadratic(t, 100 * (t.astype(np.float64) - 1.0005) ** 2)
+    np.testing.assert_allclose([fit.slope, fit.curvature], [200.1, 200.0], rtol=1e-3)
+    np.testing.assert_allclose(fit.minimizer, 1.0005, rtol=1e-5)
+    np.testing.assert_allclose(fit.r_squared, 1.0, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.int32])
@@ -148,6 +160,21 @@ def test_the_fit_is_float32_or_better(dtype):
     with jax.enable_x64(True):
         fit = fit_quadratic(np.array([-1.0, 0, 1]), np.array([3.0, 1, 2]))
         assert all(x.dtype == jnp.float64 for x in fit)
+
+
+@pytest.mark.parametrize("points", [(-1, -0.01, 0), (-1, 0, 0.01), (0, 0.5, 1), (-2, -0.5, 0.5, 1, 2)])
+def test_the_resolution_of_points_is_that_of_their_worst_errors(points):
+    """Against every sign of the errors. Of the points -1, 0, 1 the slope errs by 1 and the curvature by 4."""
+    x = np.array(points, float)
+    signs = jnp.array(list(itertools.product([-1.0, 1.0], repeat=len(points))))
+    slope, curvature, _ = jax.jit(jax.vmap(functools.partial(_fit.fit_at, x)))(signs)
+    worst = max(np.max(np.abs(slope)), np.max(np.abs(curvature)) / 4)
+    np.testing.assert_allclose(_fit.resolution(x), 1 / worst, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [0.1, 0.3, 1.0, 3.0])
+def test_the_resolution_of_algorithm_1_is_that_of_its_step(size):
+    assert _fit.resolution(size * np.array([-1.0, 0.0, 1.0])) == min(size, size**2)
 
 
 def test_vmap_and_grad():

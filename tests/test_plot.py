@@ -184,6 +184,14 @@ def test_infos_show_the_probes_without_a_rate():
         plot.decrease(infos, np.zeros(30))
 
 
+def test_infos_without_a_probe_have_neither_rate_nor_legend():
+    state = gen_optax.gen_adamw(controller=gen_optax.algorithm_1()).init(jnp.zeros(3))
+    ax = plot.learning_rate([gen_state(state).info] * 3)
+    ax.figure.canvas.draw()
+    assert ax.get_legend() is None
+    assert not ax.get_lines()
+
+
 def test_an_empty_history_and_several_rates_are_refused():
     with pytest.raises(ValueError, match="empty"):
         plot.learning_rate([])

@@ -91,13 +91,21 @@ def test_the_schedule_is_warm_up_level_and_decay():
     step = np.arange(1, 1001)
     expected = 1e-2 * np.minimum(step / 51, 1) * hold_then_linear(step - 1)
     np.testing.assert_allclose(rates(found, 1000), expected, rtol=1e-4, atol=1e-9)
-    assert found.copied.decay == (750, 1000)
+    assert found.copied.decay == pytest.approx((750, 1000))
     assert float(found.schedule()(2000)) == 0
 
 
 def test_a_decay_that_has_not_ended_is_drawn_out_to_its_end():
     given = {name: column[:900] for name, column in history(decay=hold_then_linear).items()}
-    assert gen_optax.report(given).copied.decay == (750, 1000)
+    assert gen_optax.report(given).copied.decay == pytest.approx((750, 1000))
+
+
+@pytest.mark.parametrize("num_steps", [30, 51])
+def test_a_decay_that_begins_between_two_steps_is_copied_as_it_is(num_steps):
+    given = history(num_steps, decay=functools.partial(hold_then_linear, num_steps=num_steps), search=5, every=4)
+    found = gen_optax.report(given)
+    np.testing.assert_allclose(rates(found, num_steps)[6:], given["applied_learning_rate"][6:], rtol=1e-4, atol=1e-9)
+    assert str(found).endswith(f"linear to 0 from step {round(0.75 * num_steps)} to {num_steps}.")
 
 
 def test_another_decay_is_read_off():
@@ -359,7 +367,7 @@ def test_plain_adamw_with_the_copied_schedule_ends_where_gen_does():
     found = gen_optax.report(log)
     assert found.limit == "noise"
     assert found.search_steps == 51
-    assert found.copied.decay == (3 * STEPS // 4, STEPS)
+    assert found.copied.decay == pytest.approx((3 * STEPS // 4, STEPS), abs=0.5)
     copied, _ = trained(optax.adamw(found.schedule()))
     assert copied == pytest.approx(by_gen, rel=0.03)
     lower, _ = trained(optax.adamw(lambda count: found.schedule()(count) / 3))
