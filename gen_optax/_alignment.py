@@ -125,7 +125,7 @@ def _sketch(p: Any, num_sums: int, axis_name: Any) -> jax.Array:
     x = _parts(p)
     longest = int(np.argmax(x.shape))
     signs = _signs(x.shape, _axes.shard(p, axis_name))
-    sums = jnp.sum(signs * x, axis=tuple(axis for axis in range(x.ndim) if axis != longest))
+    sums = _axes.whole(jnp.sum(signs * x, axis=tuple(axis for axis in range(x.ndim) if axis != longest)))
     folded = jnp.pad(sums, (0, -sums.size % num_sums)).reshape(-1, num_sums).sum(axis=0)
     return _axes.sum_of_shards(folded, p, axis_name)
 

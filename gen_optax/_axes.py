@@ -58,6 +58,14 @@ def shard(p: Any, axis_name: Any) -> Any:
     return number
 
 
+def whole(x: jax.Array) -> jax.Array:
+    """`x` on every device of a mesh with explicit axes, which are types: arrays split in different ways do not mix."""
+    sharding = getattr(jax.typeof(x), "sharding", None)
+    if any(spec is not None for spec in getattr(sharding, "spec", ())) and sharding.mesh.explicit_axes:
+        return jax.sharding.reshard(x, jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec()))
+    return x
+
+
 def num_shards(x: Any, axis_name: Any) -> int:
     """Over how many devices of the axes `x` is known to be split."""
     return math.prod(jax.lax.psum(1, name) for name in _split_over(x, axis_name))

@@ -3,7 +3,8 @@
 Whatever a loss takes besides the parameters stands in its trace: the batch, a random key, statistics, frozen weights.
 The batch is its integers (tokens, labels, indices) and the largest of the floating-point arrays that are as long as
 these. Without integers it is the largest of the least length that two arrays have, one of them with more axes than one,
-which statistics of a layer have not; or else the largest of all. Weights are longer than a batch.
+which statistics of a layer have not; or else the largest of all. A length that is another axis of an array as well is
+the width of a layer, and counts only where there is no other.
 Random keys and scalars are left out, since they change while the data stay. The order of the entries, and on which
 device they are, makes no difference.
 """
@@ -89,7 +90,9 @@ def _data(arrays: list[Any]) -> list[Any]:
     lengths = collections.Counter(jnp.shape(x)[0] for x in integers or floats)
     wide = {jnp.shape(x)[0] for x in floats if jnp.ndim(x) > 1}
     shared = [length for length, number in lengths.items() if integers or (number > 1 and length in wide)]
-    long = [x for x in floats if jnp.shape(x)[0] in (shared if integers else [min(shared, default=0)])]
+    widths = {width for x in floats for width in jnp.shape(x)[1:]}
+    least = min(set(shared) - widths or shared, default=0)
+    long = [x for x in floats if jnp.shape(x)[0] in (shared if integers else [least])]
     return [*integers, *(long or ([] if integers else floats))[-1:]]
 
 
@@ -106,7 +109,8 @@ def _mixed(x: jax.Array) -> jax.Array:
 
 def _is_key(x: Any) -> bool:
     """Whether an array is a random key, or looks like one of the old kind."""
-    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) or (x.dtype == jnp.uint32 and jnp.shape(x)[-1] in (2, 4))
+    is_old = x.dtype == jnp.uint32 and jnp.shape(x) in ((2,), (4,))
+    return is_old or jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def _split_over(x: jax.Array, learning_rate: jax.Array) -> Iterator[Any]:

@@ -105,7 +105,7 @@ def _along_a_line(
     low = jnp.max(jnp.where(is_line, exponents, -_NONE))
     above = jnp.min(jnp.where(known & (exponents > low), exponents, _NONE))
     rising = low + _STEP * jnp.arange(1, _RISES + 1)
-    untried = ~jnp.any((rising[:, None] == exponents) & known, axis=1)
+    untried = ~jnp.any((rising[:, None] == exponents[None]) & known[None], axis=1)
     onwards = jnp.where(low + _LONG_STEP <= _NEAR, _LONG_STEP, _STEP)
     step = jnp.where(above < _NONE, (above - low) // 2, onwards)
     return jnp.where(above - low > _STEP, low + step, rising[jnp.argmax(untried)]), jnp.any(is_line)

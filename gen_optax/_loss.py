@@ -19,6 +19,10 @@ _OWN = ("value", "loss", "grad", "value_fn", "obj_fn")
 
 USAGE = """
     updates, state = tx.update(grads, state, params, value=value, value_fn=loss_fn, batch=batch)"""
+_NAMELESS = (
+    "update hands arguments over by name: name the arguments, def value_fn(params, x, y), or close over the batch, "
+    "value_fn=lambda params: loss_fn(params, x, y)."
+)
 
 
 def arguments(
@@ -85,6 +89,10 @@ def _bind(value_fn: Callable[..., Any], extra_args: Mapping[str, Any]) -> Loss:
                     "gen_optax: value_fn was handed the parameters of an nnx model, an nnx.State, in place of the "
                     "model. Make a loss over the state of your loss over the model, before the forward pass of the "
                     "gradient: value_fn=gen_optax.nnx.make_value_fn(loss_fn, model)."
+                )
+            if starred := _starred(value_fn):
+                error.add_note(
+                    f"gen_optax: value_fn was handed the parameters alone, and nothing for *{starred}. {_NAMELESS}"
                 )
             raise
 
@@ -244,6 +252,9 @@ def _select(value_fn: Callable[..., Any], extra_args: Mapping[str, Any]) -> dict
         first, *parameters = inspect.signature(value_fn).parameters.values()
     except (TypeError, ValueError):  # a callable without a readable signature, or without parameters
         return {}
+    nameless = [p.name for p in parameters if p.kind == p.POSITIONAL_ONLY and p.default is p.empty]
+    if nameless:
+        raise ValueError(f"value_fn takes {', '.join(nameless)} by position only. {_NAMELESS}")
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in bound]
     missing = [p.name for p in named if p.default is p.empty and p.name not in extra_args]
     if missing:
@@ -255,6 +266,15 @@ def _select(value_fn: Callable[..., Any], extra_args: Mapping[str, Any]) -> dict
     if any(p.kind == p.VAR_KEYWORD for p in parameters):
         wanted |= extra_args.keys() - {first.name, *_OWN, *bound}
     return {name: x for name, x in extra_args.items() if name in wanted}
+
+
+def _starred(value_fn: Callable[..., Any]) -> str | None:
+    """The name of `*args` behind the parameters."""
+    try:
+        _, *parameters = inspect.signature(value_fn).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    return next((p.name for p in parameters if p.kind == p.VAR_POSITIONAL), None)
 
 
 def _bound(value_fn: Callable[..., Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen_optax import _axes, _tree
 from gen_optax._measurement import Context, Measurement, ProbeStatus
 
 # Two programs for one loss agree to this many times its rounding error.
@@ -91,12 +92,16 @@ def of_start(context: Context, tried: jax.Array, losses: jax.Array, status: jax.
     least = jnp.argmin(jnp.where(clear & (tried > 0), tried, jnp.inf))
     expected = slope * tried[least]
     fall = start - losses[least]
-    # What rises at once may have fallen by less than can be seen.
-    follows = ~jnp.any(clear) | (fall <= 0) | (jnp.abs(fall - expected) <= jnp.abs(expected) / 2)
+    agrees = jnp.abs(fall - expected) <= jnp.abs(expected) / 2
+    # What rises at once may have fallen by less than can be seen; but not if it rises by what it should have fallen, and
+    # goes on as a line, as a reward does.
+    is_opposite = (jnp.abs(fall + expected) <= jnp.abs(expected) / 2) & _rises_as_a_line(tried, losses, least)
+    follows = ~jnp.any(clear) | agrees | (fall <= 0) & ~is_opposite
+    says_uphill, says_nothing = uphill & (slope <= 0), _has_underflowed(slope, context)
     return seen(
         (differs, Notice.VALUE_DIFFERS),
-        (uphill & (slope <= 0), Notice.UPHILL),
-        (~follows & ~(uphill & (slope <= 0)), Notice.GRADIENT_DIFFERS),
+        (says_uphill & ~says_nothing, Notice.UPHILL),
+        (~follows & ~says_uphill & ~says_nothing, Notice.GRADIENT_DIFFERS),
     )
 
 
@@ -117,6 +122,23 @@ def of_probe(
         (in_vain, Notice.SEARCH_IN_VAIN),
         (~jnp.isfinite(measurement.value) & ~jnp.isfinite(value_before), Notice.NOT_FINITE),
     )
+
+
+def _rises_as_a_line(tried: jax.Array, losses: jax.Array, least: jax.Array) -> jax.Array:
+    """Whether the loss rises from one rate to the next, `r` times as high, by less than `r^1.5`.
+
+    A line rises by `r`; a parabola that falls at first, by `r^2` at least.
+    """
+    is_next = jnp.isfinite(losses) & (tried > tried[least]) & (tried <= 8 * tried[least])
+    beyond = jnp.argmin(jnp.where(is_next, tried, jnp.inf))
+    ratio = tried[beyond] / jnp.where(tried[least] > 0, tried[least], 1)
+    return jnp.any(is_next) & (losses[beyond] - losses[0] < ratio**1.5 * (losses[least] - losses[0]))
+
+
+def _has_underflowed(slope: jax.Array, context: Context) -> jax.Array:
+    """Whether `G.u` is 0 though neither is: as of a gradient and a step of 1e-25 in float32."""
+    sizes = (_axes.maximum(_tree.largest(x), context.axis_name) for x in (context.grad, context.updates))
+    return (slope == 0) & (jnp.minimum(*sizes) > 0)
 
 
 def _differs(context: Context, at_params: jax.Array) -> Any:

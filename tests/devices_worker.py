@@ -119,6 +119,11 @@ def like_params(state, params, specs):
     return jax.tree.map(lambda x: shapes.get(x.shape, P()), state)
 
 
+def resharded_loss(params, batch):
+    """With explicit axes a loss says itself where its weights are whole."""
+    return loss_fn(jax.tree.map(lambda p: jax.sharding.reshard(p, P()), params), batch)
+
+
 def under_jit(options, layout, explicit=False):
     """The step of one device, its arguments placed on eight."""
     (shape, names), specs = LAYOUTS[layout]
@@ -129,7 +134,7 @@ def under_jit(options, layout, explicit=False):
         batch = place(batch, the_mesh, {"x": P("data"), "y": P("data")})
         tx = optimizer(options)
         state = jax.jit(tx.init)(params)
-        step = jax.jit(plain_step(tx))
+        step = jax.jit(plain_step(tx, resharded_loss if explicit else loss_fn))
         result = train(step, params, state, batch)
         after, state = step(params, state, batch)
         path, average = gen_state(state).probe, gen_state(state).average
@@ -349,6 +354,10 @@ CASES = {
     "jit, tensor parallel, cold start": functools.partial(under_jit, "cold start", "tensor parallel"),
     "jit, tensor parallel, alignment": functools.partial(under_jit, "alignment", "tensor parallel"),
     "jit, explicit axes, cold start": functools.partial(under_jit, "cold start", "data parallel", explicit=True),
+    **{
+        f"jit, explicit axes, fully sharded, {o}": functools.partial(under_jit, o, "fully sharded", explicit=True)
+        for o in ("cold start", "alignment", "retrospective")
+    },
     "shard_map, averaged loss, free slope": functools.partial(under_shard_map, "free slope"),
     "shard_map, averaged loss without axis_name, cold start": functools.partial(
         under_shard_map, "cold start", axis_name=None

@@ -1,6 +1,7 @@
 """The loss along a step: what value_fn is given, where the candidates lie, derivatives."""
 
 import functools
+import re
 
 import hypothesis
 import hypothesis.strategies as st
@@ -221,6 +222,26 @@ def test_a_missing_argument_is_named():
         bound(value_fn, {})
     with pytest.raises(ValueError, match=r"argument labels,"):
         bound(value_fn, {"images": 1})
+
+
+def test_arguments_without_a_name():
+    """`update` has names for all it hands over."""
+
+    def by_position(params, x, y, /):
+        return jnp.sum(params)
+
+    def starred(params, *batch):
+        x, y = batch
+        return jnp.sum(params)
+
+    remedy = r"name the arguments, def value_fn\(params, x, y\), or close over the batch"
+    with pytest.raises(ValueError, match=rf"takes x, y by position only\..*{remedy}"):
+        bound(by_position, {"x": 1, "y": 2})
+    with pytest.raises(ValueError, match="not enough values") as caught:
+        bound(starred, {"x": 1, "y": 2})(jnp.ones(2))
+    (note,) = caught.value.__notes__
+    assert re.search(rf"nothing for \*batch\..*{remedy}", note)
+    assert bound(lambda params, *unused: jnp.sum(params), {"x": 1})(jnp.ones(2)) == 2
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,57 @@ def test_the_average_warns_of_a_base_without_its_sign(form, num_steps):
         jax.vmap(gen_optax.averaged_params)(*stacked)
 
 
+def first_notices(base, loss_fn, sign=1):
+    """Those of the first call, where the gradient handed over is `sign` times that of the loss."""
+    params, batch = network()
+    tx = gen_optax.gen(base)
+    loss = functools.partial(loss_fn, **batch)
+
+    @jax.jit
+    def step(params):
+        value, grads = jax.value_and_grad(loss)(params)
+        grads = jax.tree.map(lambda g: sign * g, grads)
+        return tx.update(grads, tx.init(params), params, value=value, value_fn=loss)[1]
+
+    return gen_optax.Notice(int(gen_state(step(params)).info.notices))
+
+
+BASES = {"sgd": optax.sgd(1.0, momentum=0.9), "adam": optax.adam(1.0)}
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("unit", [1.0, 1e3])
+def test_a_reward_in_place_of_a_loss(base, unit):
+    """At the first call, before it has destroyed the model."""
+    notices = first_notices(BASES[base], lambda p, x, y: -unit * network_loss(p, x, y), sign=-1)
+    assert notices == gen_optax.Notice.GRADIENT_DIFFERS
+    assert not first_notices(BASES[base], lambda p, x, y: unit * network_loss(p, x, y))
+
+
+def test_a_parabola_that_rises_at_once_is_no_reward():
+    """Whatever the fall that lies between two rates."""
+    tx = gen_optax.gen(optax.sgd(1.0))
+    rounding = 8 * jnp.finfo(jnp.float32).eps
+
+    def notices(slope, fall):
+        def loss_fn(w):  # falls by so many roundings at most
+            return 1 + rounding * jnp.sum(-slope * w + slope**2 * w**2 / (4 * fall))
+
+        w = jnp.zeros(1)
+        value, grad = jax.value_and_grad(loss_fn)(w)
+        state = tx.update(grad, tx.init(w), w, value=value, value_fn=loss_fn)[1]
+        return gen_state(state).info.notices
+
+    falls = 2.0 ** np.concatenate([np.arange(-4, 6, 0.25), np.arange(7, 16, 0.25)])  # hidden, or clear
+    slopes, falls = jnp.meshgrid(2.0 ** jnp.arange(0, 2, 0.25), jnp.asarray(falls))
+    assert not jnp.any(jax.jit(jax.vmap(notices))(slopes.ravel(), falls.ravel()))
+
+
+@pytest.mark.parametrize(("base", "unit"), [("sgd", 1e-20), ("adam", 1e-30)])
+def test_a_slope_that_underflows_says_nothing(base, unit):
+    assert not first_notices(BASES[base], lambda p, x, y: unit * network_loss(p, x, y))
+
+
 @pytest.mark.parametrize(("start", "noticed"), [(0.0, True), (10.0, False)], ids=["nothing to gain", "far away"])
 def test_a_search_that_sees_no_progress(start, noticed):
     """Single examples of a mean, from where it is and from far away."""
