@@ -104,8 +104,8 @@ def fit_own_scale(x: jax.Array, losses: jax.Array, weights: jax.Array) -> tuple[
     m2 = jnp.sum(w * p2**2)
     c0 = jnp.sum(w * y) / m0
     c1 = jnp.sum(w * y * p1) / nonzero(m1)
-    # On fewer than three distinct points p2 vanishes up to the rounding of (x - a1) p1, some eps p1 where |x| is about 1:
-    # no curvature can be read off.
+    # On fewer than three distinct points p2 vanishes up to the rounding of (x - a1) p1, which is some eps p1 as |x| is
+    # at most about 1: no curvature can be read off.
     c2 = jnp.where(m2 > 100 * jnp.finfo(x.dtype).eps ** 2 * m1, jnp.sum(w * y * p2) / nonzero(m2), 0)
 
     slope = c2 * (a0 + a1) - c1
@@ -133,13 +133,13 @@ def fit_at(x: np.ndarray, losses: jax.Array) -> tuple[jax.Array, jax.Array, jax.
 
 
 def resolution(x: np.ndarray) -> float:
-    r"""How little rounding blurs `fit_at` at these points, against the points -1, 0, 1: by `1 / resolution` times as much.
+    r"""What the rounding of a loss is divided by to give that of slope and curvature by `fit_at` at these points.
 
-    Slope and curvature are sums :math:`\sum_j P_j L_j` over the losses, with `P` a row of the pseudoinverse of the basis
+    Both are sums :math:`\sum_j P_j L_j` over the losses, with `P` a row of the pseudoinverse of the basis
     :math:`1, -x, x^2/2`. Losses that are wrong by up to :math:`\epsilon` change them by up to
     :math:`\epsilon \sum_j |P_j|`. At -1, 0, 1 that is :math:`\epsilon` for the slope and :math:`4 \epsilon` for the
-    curvature, in which both are measured here; the worse of the two counts. At points `s` times as wide the slope has
-    :math:`1/s` and the curvature :math:`1/s^2` of it, so that for `(-s, 0, s)` the answer is :math:`\min(s, s^2)`.
+    curvature. These are the units here, and the worse of the two counts. At points `s` times as wide the slope has
+    :math:`1/s` and the curvature :math:`1/s^2` of it, so that the answer for `(-s, 0, s)` is :math:`\min(s, s^2)`.
     """
     scale, basis = _scaled_basis(x)
     _, slope, curvature = np.round(np.sum(np.abs(np.linalg.pinv(basis)), axis=1), 9)  # 1 and 4 are exact at -1, 0, 1

@@ -68,8 +68,8 @@ def finite_difference(
     the gradient, and each candidate `c` measures :math:`A\,\eta^2 = 2 (L_c - L_0 + c\,b\,\eta) / c^2`.
 
     What it costs at a step on which a probe is due: one forward pass per candidate; the candidate 0 is free where
-    `update` is given `value`. A controller that searches for the first rate, as `balance` does, checks `value` by it: at
-    the probes 1, 2, 4, 8, ... with `batching="map"`, and at every one with `"vmap"`, which cannot leave a point out.
+    `update` is given `value`. A controller that searches for the first rate, as `balance` does, checks `value` by it:
+    at the probes 1, 2, 4, 8, ... with `batching="map"`, and at every one with `"vmap"`, which cannot leave a point out.
 
     What it cannot do: see a change of the loss below the loss's own rounding. Such a probe abstains, and says so in
     `info.status`. The rounding is that of the loss's own type, 0.8 % in bfloat16; of bfloat16 layers below a mean in
