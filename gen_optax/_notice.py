@@ -114,6 +114,7 @@ def of_probe(
     before.
     """
     at_params = jnp.where(measurement.is_path, measurement.end_value, measurement.value)
+    number, ascents = (n.astype(measurement.value.dtype) for n in (number, ascents))
     uphill = (number >= _ENOUGH) & (ascents > _MOST * number)
     in_vain = jnp.asarray(context.searching) & (number >= _SEARCHED) & (ascents >= _CHANCE * number)
     return seen(
