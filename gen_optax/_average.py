@@ -61,7 +61,8 @@ def update(state: Any, params: optax.Params, call: jax.Array, taken: Any) -> Any
     """The average with the parameters of this call, where they are taken in, for all calls since the last time."""
     if isinstance(state, NoAverage):
         return state
-    weight = 1 - (state.last_call / call.astype(jnp.result_type(float))) ** _POWER
+    last, now = (x.astype(jnp.result_type(float)) for x in (state.last_call, call))
+    weight = 1 - (last / now) ** _POWER
     leaves, structure = jax.tree.flatten(state.mean)
     mixed = [
         jnp.where(taken, _mix(average, p, weight, call), average)

@@ -60,10 +60,10 @@ def shard(p: Any, axis_name: Any) -> Any:
 
 def whole(x: jax.Array) -> jax.Array:
     """`x` on every device of a mesh with explicit axes, which are types: arrays split in different ways do not mix."""
-    sharding = getattr(jax.typeof(x), "sharding", None)
-    if any(spec is not None for spec in getattr(sharding, "spec", ())) and sharding.mesh.explicit_axes:
-        return jax.sharding.reshard(x, jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec()))
-    return x
+    sharding, reshard = getattr(jax.typeof(x), "sharding", None), getattr(jax.sharding, "reshard", None)
+    if reshard is None or not any(name is not None for name in getattr(sharding, "spec", ())):  # or an old jax
+        return x
+    return reshard(x, jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec()))
 
 
 def num_shards(x: Any, axis_name: Any) -> int:

@@ -268,7 +268,7 @@ class Balance(Controller):
         """`memory` times the calls that this probe stands for, as a part of these and all since the rate was found."""
         age = age.astype(dtype)
         later = age >= self.search_probes
-        spacing = jnp.where(later, every, 1)
+        spacing = jnp.where(later, every, 1).astype(dtype)
         calls = jnp.where(later, self.search_probes + (age - self.search_probes) * spacing, age)
         return self.memory * spacing / (calls + self.memory * spacing)
 
@@ -281,10 +281,10 @@ class Balance(Controller):
         gained = measurement.value - measurement.end_value
         lost = measurement.value - measurement.value_before
         counts = measurement.is_complete & ~measurement.out_of_turn & jnp.isfinite(lost) & jnp.isfinite(gained)
-        share = (2 / (2 + old.number)).astype(old.lost.dtype)
+        share = 2 / (2 + old.number.astype(old.lost.dtype))
         weight, error = jnp.where(counts, share, 0), jnp.where(counts, lost - old.lost, 0)
         new = Claims(
-            number=old.number + counts,
+            number=old.number + counts.astype(old.number.dtype),
             gained=old.gained + weight * jnp.where(counts, gained - old.gained, 0),
             lost=old.lost + weight * error,
             deviation=jnp.sqrt(1 - weight) * jnp.hypot(old.deviation, jnp.sqrt(weight) * error),

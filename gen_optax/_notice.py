@@ -93,8 +93,8 @@ def of_start(context: Context, tried: jax.Array, losses: jax.Array, status: jax.
     expected = slope * tried[least]
     fall = start - losses[least]
     agrees = jnp.abs(fall - expected) <= jnp.abs(expected) / 2
-    # What rises at once may have fallen by less than can be seen; but not if it rises by what it should have fallen, and
-    # goes on as a line, as a reward does.
+    # What rises at once may have fallen by less than can be seen; but not if it rises by what it should have fallen,
+    # and goes on as a line, as a reward does.
     is_opposite = (jnp.abs(fall + expected) <= jnp.abs(expected) / 2) & _rises_as_a_line(tried, losses, least)
     follows = ~jnp.any(clear) | agrees | (fall <= 0) & ~is_opposite
     says_uphill, says_nothing = uphill & (slope <= 0), _has_underflowed(slope, context)
@@ -114,6 +114,7 @@ def of_probe(
     before.
     """
     at_params = jnp.where(measurement.is_path, measurement.end_value, measurement.value)
+    number, ascents = (n.astype(measurement.value.dtype) for n in (number, ascents))
     uphill = (number >= _ENOUGH) & (ascents > _MOST * number)
     in_vain = jnp.asarray(context.searching) & (number >= _SEARCHED) & (ascents >= _CHANCE * number)
     return seen(

@@ -1,5 +1,7 @@
 """The number by which a batch is known: the same for the same data, another one for others."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -27,8 +29,8 @@ def regression(batch, layers):
 
 
 def layers(*widths, scale=1.0):
-    pairs = zip(widths[:-1], widths[1:], strict=True)
-    return [(scale * jax.random.normal(KEYS[4], pair), jnp.full(pair[1], scale)) for pair in pairs]
+    shapes = itertools.pairwise(widths)
+    return [(scale * jax.random.normal(KEYS[4], shape), jnp.full(shape[1], scale)) for shape in shapes]
 
 
 @pytest.mark.parametrize("widths", [(), (8, 8), (8, 64, 8), (8, 16, 16, 8), (8, 64, 64, 8)], ids=str)

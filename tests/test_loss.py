@@ -232,7 +232,7 @@ def test_arguments_without_a_name():
 
     def starred(params, *batch):
         x, y = batch
-        return jnp.sum(params)
+        return jnp.sum(params * x - y)
 
     remedy = r"name the arguments, def value_fn\(params, x, y\), or close over the batch"
     with pytest.raises(ValueError, match=rf"takes x, y by position only\..*{remedy}"):

@@ -1,4 +1,4 @@
-"""JAX's strict modes: no array is broadcast to another rank in silence."""
+"""JAX's strict modes: no array is broadcast to another rank in silence, and none is of another type."""
 
 import jax
 import jax.numpy as jnp
@@ -45,3 +45,19 @@ def test_no_array_is_broadcast_to_another_rank():
     with jax.numpy_rank_promotion("raise"):
         rates = train(gen_optax.gen(optax.adam(1.0)))
     assert rates[-1] > rates[0] > 0
+
+
+SETTINGS = {
+    "default": {},
+    "decay": {"num_steps": STEPS},
+    "algorithm_1": {"controller": gen_optax.algorithm_1()},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_float32_needs_no_other_type(name):
+    """Whether the base does is its own affair: optax's Adam does."""
+    tx = gen_optax.gen(optax.sgd(1.0, momentum=0.9), **SETTINGS[name])
+    with jax.numpy_dtype_promotion("strict"):
+        rates = train(tx)
+    assert rates[-1] > 0
