@@ -38,6 +38,11 @@ class Arithmetic(NamedTuple):
         """Whether anything is rounded to less than float32."""
         return self.eps > _FLOAT32_EPS
 
+    @property
+    def is_fine(self) -> bool:
+        """Whether nothing is rounded to float32 or less: all is float64."""
+        return self.eps < _FLOAT32_EPS
+
     def rounding(self, value: jax.Array | None = None) -> float:
         """The error of the loss, relative to it; `value`: where one that was computed elsewhere is among the losses."""
         scalar_eps = self.scalar_eps if value is None else max(self.scalar_eps, float(jnp.finfo(value.dtype).eps))
