@@ -102,7 +102,9 @@ def _eps(variable: Any) -> float:
 
 
 def _matmul_eps(equation: Any) -> float:
-    if equation.primitive.name not in ("dot_general", "conv_general_dilated"):
+    """What matrix units round to; they leave float64 alone."""
+    is_product = equation.primitive.name in ("dot_general", "conv_general_dilated")
+    if not is_product or _eps(equation.outvars[0]) < _FLOAT32_EPS:
         return 0.0
     precision = equation.params["precision"]
     if precision is not None and set(precision if isinstance(precision, tuple) else [precision]) == {
