@@ -1,0 +1,73 @@
+"""Which batches are told apart."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import gen_optax
+from gen_optax import _batch
+
+
+def fingerprint(*batch):
+    """The number of a loss of these arrays."""
+    trace = jax.make_jaxpr(lambda w: sum(jnp.sum(w * x) for x in batch))(jnp.ones(()))
+    return int(_batch.fingerprint(trace, jnp.float32(1)))
+
+
+def one_hot(rng, dtype=np.float32, number=16, classes=8):
+    return jnp.asarray(np.eye(classes)[rng.integers(0, classes, number)], dtype)
+
+
+def batch_of(kind, rng):
+    return {
+        "one-hot": lambda: [one_hot(rng)],
+        "one-hot integers": lambda: [one_hot(rng, np.int32)],
+        "one-hot, and labels that are": lambda: [one_hot(rng), one_hot(rng, classes=4)],
+        "positions of a board": lambda: [one_hot(rng, classes=27).reshape(16, 3, 3, 3)],
+        "features": lambda: [jnp.asarray(rng.normal(size=(16, 5)), jnp.float32)],
+        "labels": lambda: [jnp.asarray(rng.integers(0, 10, 16))],
+    }[kind]()
+
+
+KINDS = ["one-hot", "one-hot integers", "one-hot, and labels that are", "positions of a board", "features", "labels"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_are_told_apart(kind):
+    """Entries that are the same in all of them differ in their places."""
+    rng = np.random.default_rng(0)
+    assert len({fingerprint(*batch_of(kind, rng)) for _ in range(30)}) == 30
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_neither_the_order_of_the_examples_nor_their_devices_matter(kind):
+    """The numbers of parts, as devices hold them, add up to that of the whole."""
+    batch, order = batch_of(kind, np.random.default_rng(0)), np.random.default_rng(1).permutation(16)
+    whole = fingerprint(*batch)
+    assert fingerprint(*(x[order] for x in batch)) == whole
+    parts = [fingerprint(*(x[part] for x in batch)) for part in (slice(0, 8), slice(8, 16))]
+    assert sum(parts) % 2**32 == whole
+
+
+def test_one_hot_batches_that_come_back_are_recognised():
+    """As dense ones are: four batches flatter the steps, and the run says so."""
+    rng = np.random.default_rng(0)
+    x = jnp.stack([one_hot(rng) for _ in range(4)])
+    assert trained(gen_optax.gen(optax.adam(1.0)), x, calls=120) & gen_optax.Notice.BATCH_SEEN
+
+
+def trained(tx, batches, calls):
+    """The notices of a run through these batches, again and again."""
+
+    def step(carry, x):
+        w, state = carry
+        loss_fn = lambda w: jnp.mean((x @ w - 1) ** 2)  # noqa: E731
+        value, grads = jax.value_and_grad(loss_fn)(w)
+        updates, state = tx.update(grads, state, w, value=value, value_fn=loss_fn)
+        return (optax.apply_updates(w, updates), state), None
+
+    w = jnp.zeros(batches.shape[-1])
+    (_, state), _ = jax.lax.scan(step, (w, tx.init(w)), batches[jnp.arange(calls) % len(batches)])
+    return int(optax.tree.get(state, "notices"))
