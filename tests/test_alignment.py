@@ -105,6 +105,17 @@ def test_what_is_only_decayed_has_no_say(dtype):
     assert cosine_of(*params, steps=trained | {"idle": (-1e-4 * idle).astype(dtype)}) == pytest.approx(0.1, abs=1e-3)
 
 
+def test_what_is_zero_or_stands_still_makes_no_nan():
+    """Outside of `jit`, `jax_debug_nans` would stop at one."""
+    params = {"zero": jnp.zeros(3), "still": jnp.ones(3), "moving": jnp.ones(3)}
+    steps = {"zero": jnp.ones(3), "still": jnp.zeros(3), "moving": -jnp.ones(3)}
+    tx, value_fn = held(), lambda p: sum(map(jnp.sum, p.values()))
+    with jax.debug_nans(True):
+        state = tx.init(params)._replace(count=jnp.int32(START - 1))
+        _, state = tx.update(steps, state, params, value_fn=value_fn, value=value_fn(params))
+    assert state.alignment.marks.any()
+
+
 def test_steps_away_from_zero_and_those_of_a_single_number_count():
     points = [{"a": jnp.array(a), "b": jnp.array([a])} for a in (1.0, 2.0, 4.0)]
     assert cosine_of(*points, steps=jax.tree.map(jnp.negative, points[0])) == pytest.approx(1)
