@@ -326,11 +326,14 @@ class _Rule:
         """Every field is an array of its own: all of them, and params, can then be donated."""
         dtype = jax.dtypes.canonicalize_dtype(jnp.float64)
         learning_rate, controller_state = self.controller.init(dtype)
+        direction = self.probe.direction
+        if _settings.whole(self.every):  # else it is traced
+            direction = direction.with_probes_every(int(self.every))
         return GenState(
             count=jnp.zeros((), jnp.int32),
             learning_rate=self.bounds.clip(learning_rate),
             applied_learning_rate=jnp.zeros((), dtype),
-            probe=self.probe.direction.init(params),
+            probe=direction.init(params),
             controller=controller_state,
             average=_average.init(params, self.average),
             alignment=_alignment.init(params) if self.controller.aligns else (),

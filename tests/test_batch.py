@@ -1,4 +1,4 @@
-"""Which batches are told apart."""
+"""Which batches are told apart, and for how long they are remembered."""
 
 import jax
 import jax.numpy as jnp
@@ -71,3 +71,19 @@ def trained(tx, batches, calls):
     w = jnp.zeros(batches.shape[-1])
     (_, state), _ = jax.lax.scan(step, (w, tx.init(w)), batches[jnp.arange(calls) % len(batches)])
     return int(optax.tree.get(state, "notices"))
+
+
+@pytest.mark.parametrize(
+    ("every", "remembered"), [(16, 16), (8, 16), (np.int64(3), 18), (15, 30), (64, 64), (jnp.int32(64), 16)]
+)
+def test_as_many_batches_are_remembered_as_a_path_has_steps(every, remembered):
+    """Where `every` is an array its number may be traced, and is not known."""
+    state = gen_optax.scale_by_gen(every=every).init(jnp.zeros(2))
+    assert state.probe.batches.last.shape == (remembered,)
+
+
+@pytest.mark.parametrize(("every", "number"), [(64, 20), (15, 17)])
+def test_a_long_path_is_not_judged_on_its_own_batches_unseen(every, number):
+    """They come back within a path, though not within 16 calls."""
+    batches = jax.random.normal(jax.random.key(0), (number, 16, 8))
+    assert trained(gen_optax.gen(optax.adam(1.0), every=every), batches, calls=400) & gen_optax.Notice.BATCH_SEEN
