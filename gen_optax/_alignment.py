@@ -74,7 +74,7 @@ def look_away(state: AlignmentState, context: Context) -> Here:
 
 def update(state: AlignmentState, here: Here, context: Context) -> tuple[jax.Array, jax.Array, Any]:
     """Whether a second stretch ends at this call, the alignment then, and the state."""
-    call, nothing = context.count + 1, jnp.zeros_like(context.learning_rate)
+    call, nothing = context.call, jnp.zeros_like(context.learning_rate)
 
     def follow():
         ends = is_power_of_two(call)

@@ -103,7 +103,7 @@ class Path(Direction):
         """Without `value` it is evaluated four times between two regular probes, at every fourth call at most."""
         if context.value is not None:
             return False
-        return (state.length > 0) & ((context.count + 1) % jnp.maximum(context.every // _EARS, _EARS) == 0)
+        return (state.length > 0) & (context.call % jnp.maximum(context.every // _EARS, _EARS) == 0)
 
     def alarms(self, state, context, value):
         """A loss that leaves no time to wait: it is not finite, or far above that of the last probe."""
@@ -174,7 +174,7 @@ class Path(Direction):
 
     def _turn(self, state: PathState, context: Context) -> Turn:
         """After a probe that saw nothing every other turn is left out, then three of four, then seven of eight."""
-        number = jnp.where(context.searching, context.count, (context.count + 1) // context.every)
+        number = jnp.where(context.searching, context.count, context.call // context.every)
         kept = number & ((1 << jnp.minimum(state.blind, _MOST_BLIND)) - 1) == 0
         batches = state.batches
         wanted = _flow.either(_flow.both(context.in_turn, kept), batches.waited > 0)
@@ -187,7 +187,7 @@ class Path(Direction):
 
     def _begins(self, context):
         """Whether a path begins at this call, the number of which is 1 for the first, unless a probe is waited for."""
-        call, window = context.count + 1, _whole_turns(self.window, context.every)
+        call, window = context.call, _whole_turns(self.window, context.every)
         return (call % window == 0) | ((call < window) & (call & (call - 1) == 0))
 
     def _value(self, context: Context, measurement: Measurement, probed: jax.Array) -> jax.Array:

@@ -24,7 +24,7 @@ def cosine_of(*points, steps=None):
         context = types.SimpleNamespace(
             params=params,
             updates=jax.tree.map(jnp.zeros_like, params) if steps is None else steps,
-            count=jnp.int32(call - 1),
+            call=jnp.int32(call),
             learning_rate=jnp.float32(1),
             axis_name=None,
         )
