@@ -74,7 +74,7 @@ def look_away(state: AlignmentState, context: Context) -> Here:
 
 def update(state: AlignmentState, here: Here, context: Context) -> tuple[jax.Array, jax.Array, Any]:
     """Whether a second stretch ends at this call, the alignment then, and the state."""
-    call, nothing = context.count + 1, jnp.zeros_like(context.learning_rate)
+    call, nothing = context.call, jnp.zeros_like(context.learning_rate)
 
     def follow():
         ends = is_power_of_two(call)
@@ -154,4 +154,6 @@ def _is_decayed(p: Any, u: Any, axis_name: Any) -> jax.Array:
     x, y = _parts(p), _parts(u)
     products = jnp.stack([jnp.sum(x * y), jnp.sum(x * x), jnp.sum(y * y)])
     xy, xx, yy = _axes.sum_of_shards(products, p, axis_name)
-    return (xy < 0) & ((xy / xx) * (xy / yy) > 1 - _ASIDE)
+    against = xy < 0  # else nothing is divided: both may be 0
+    xx, yy = jnp.where(against, xx, 1), jnp.where(against, yy, 1)
+    return against & ((xy / xx) * (xy / yy) > 1 - _ASIDE)

@@ -38,6 +38,11 @@ class Arithmetic(NamedTuple):
         """Whether anything is rounded to less than float32."""
         return self.eps > _FLOAT32_EPS
 
+    @property
+    def is_fine(self) -> bool:
+        """Whether nothing is rounded to float32 or less: all is float64."""
+        return self.eps < _FLOAT32_EPS
+
     def rounding(self, value: jax.Array | None = None) -> float:
         """The error of the loss, relative to it; `value`: where one that was computed elsewhere is among the losses."""
         scalar_eps = self.scalar_eps if value is None else max(self.scalar_eps, float(jnp.finfo(value.dtype).eps))
@@ -97,7 +102,9 @@ def _eps(variable: Any) -> float:
 
 
 def _matmul_eps(equation: Any) -> float:
-    if equation.primitive.name not in ("dot_general", "conv_general_dilated"):
+    """What matrix units round to; they leave float64 alone."""
+    is_product = equation.primitive.name in ("dot_general", "conv_general_dilated")
+    if not is_product or _eps(equation.outvars[0]) < _FLOAT32_EPS:
         return 0.0
     precision = equation.params["precision"]
     if precision is not None and set(precision if isinstance(precision, tuple) else [precision]) == {

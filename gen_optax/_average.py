@@ -54,7 +54,7 @@ def init(params: optax.Params, keep: Any) -> AverageState | NoAverage:
 
 def is_due(state: Any, call: jax.Array) -> Any:
     """Whether the parameters are taken in at this call: seldom in a long run, where they hardly differ in between."""
-    return False if isinstance(state, NoAverage) else call > state.last_call + state.last_call // _SAMPLES
+    return False if isinstance(state, NoAverage) else call - state.last_call > state.last_call // _SAMPLES
 
 
 def update(state: Any, params: optax.Params, call: jax.Array, taken: Any) -> Any:

@@ -165,7 +165,6 @@ class Balance(Controller):
 
     every = 16
     averages = True
-    num_start_rates = _cold_start.NUM_RATES
 
     def __post_init__(self):
         if self.init_learning_rate is not None:
@@ -178,6 +177,11 @@ class Balance(Controller):
             _settings.require("alignment", self.alignment, _settings.number, "a number, or None to leave it out")
         _settings.require("search_probes", self.search_probes, lambda x: x == 0 or _settings.whole(x), "a whole number")
         _settings.require("max_change", self.max_change, _settings.above_one, "greater than 1")
+
+    @property
+    def num_start_rates(self):  # type: ignore[override]
+        """23, or 37 where jax computes in float64."""
+        return _cold_start.num_rates()
 
     @property
     def aligns(self):

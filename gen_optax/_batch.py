@@ -5,8 +5,9 @@ The batch is its integers (tokens, labels, indices) and the largest of the float
 these. Without integers it is the largest of the least length that two arrays have, one of them with more axes than one,
 which statistics of a layer have not; or else the largest of all. A length that is another axis of an array as well is
 the width of a layer, and counts only where there is no other.
-Random keys and scalars are left out, since they change while the data stay. The order of the entries, and on which
-device they are, makes no difference.
+Random keys and scalars are left out, since they change while the data stay. The order of the examples, and on which
+device they are, makes no difference. The place of an entry within its example does: it is all that tells one-hot
+vectors apart.
 """
 
 import collections
@@ -18,11 +19,12 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from gen_optax import _axes
+from gen_optax import _axes, _tree
 
 # Where new batches come after repeated ones, a probe waits for one for this many times the calls that are remembered.
 _PATIENCE = 3
 _FACTORS = 0x9E3779B1, 0x85EBCA77  # odd, of an even mixture of bits
+_PLACE = 0xC2B2AE3D  # likewise: far apart for places that are near
 
 
 class Batches(NamedTuple):
@@ -97,10 +99,10 @@ def _data(arrays: list[Any]) -> list[Any]:
 
 
 def _mixed(x: jax.Array) -> jax.Array:
-    """Each entry as 32 bits without a pattern, so that different batches do not add up to the same sum."""
+    """Each entry, at its place in an example, as 32 bits without a pattern: different batches have different sums."""
     if jnp.issubdtype(x.dtype, jnp.inexact):
         x = jax.lax.bitcast_convert_type(jnp.real(x).astype(jnp.float32), jnp.uint32)
-    bits = x.astype(jnp.uint32)
+    bits = x.astype(jnp.uint32) + _tree.places(jnp.shape(x)[1:]) * jnp.uint32(_PLACE)
     for factor, shift in zip(_FACTORS, (15, 13), strict=True):
         bits = bits * jnp.uint32(factor)
         bits ^= bits >> shift

@@ -2,9 +2,9 @@
 
 No size of the parameters is asked for, and none of the loss. Along the step `u` the rates are powers of two, in units
 of `1 / max|u|`: eight forward passes bisect the range of the exponents for the least that changes the loss by more than
-its rounding; from there on each rate is four times the last one. A loss that is 0 at first, or nearly, leaves far to
-go: where it has clearly fallen, as a line does, rates far below the unit rise by 2^16, and where that was too much, the
-end of the line is bisected.
+its rounding; from there on each rate is four times the last one. In float64 that begins far lower, and more rates
+follow. A loss that is 0 at first, or nearly, leaves far to go: where it has clearly fallen, as a line does, rates far
+below the unit rise by 2^16, and where that was too much, the end of the line is bisected.
 """
 
 from typing import Any
@@ -16,7 +16,9 @@ import numpy as np
 from gen_optax import _axes, _tree
 from gen_optax._measurement import Context, ProbeStatus, first_of
 
-_BISECTIONS, _RISES = 8, 14  # nearly 2^8 exponents of float32; a change of the loss by 4 roundings, times 4^14, is any
+_BISECTIONS = 8  # nearly 2^8 exponents of float32
+# A change of the loss by 4 roundings of float32, times 4^14, is any; so is one by those of float64, times 4^28.
+_RISES, _RISES_FLOAT64 = 14, 28
 _VISIBLE = 4.0  # times its rounding error: a change of the loss that is seen beyond doubt
 # Exponents from one rate to the next where the loss falls as a line; the one from which on no such step is taken, as a
 # cliff would be passed; the part of what a line falls by that is a line's; and of the loss, that shows what is a line.
@@ -26,9 +28,14 @@ _LONG_STEP, _NEAR, _LINE, _CLEAR = 16, -8, 0.9, 2.0**-8
 _MANTISSA = 0.7
 _POWERS = np.ldexp(np.float32(_MANTISSA), np.arange(-126, 128))
 
-NUM_RATES = 1 + _BISECTIONS + _RISES  # the first is 0
-_RISING = slice(1 + _BISECTIONS, NUM_RATES)
+_RISING = slice(1 + _BISECTIONS, None)  # the first rate is 0
 _STEP, _NONE = 2, 1000  # exponents between rates that rise; one beyond all
+
+
+def num_rates() -> int:
+    """How many rates are tried, at most: in float64, if jax has it enabled, a loss is tried at more of them."""
+    has_float64 = jax.dtypes.canonicalize_dtype(jnp.float64) == jnp.float64
+    return 1 + _BISECTIONS + (_RISES_FLOAT64 if has_float64 else _RISES)
 
 
 def rate(k: jax.Array, tried: jax.Array, losses: jax.Array, context: Context) -> jax.Array:
@@ -38,7 +45,8 @@ def rate(k: jax.Array, tried: jax.Array, losses: jax.Array, context: Context) ->
     """
     exponent = _exponent(k, tried, losses, context)
     found = _unit(context) * jnp.asarray(_POWERS)[jnp.clip(exponent, -126, 127) + 126]
-    ends = (k > _BISECTIONS) & (found >= _wall(tried, losses)) | (exponent > 127)
+    last = _BISECTIONS + (_RISES_FLOAT64 if context.arithmetic.is_fine else _RISES)
+    ends = (k > _BISECTIONS) & (found >= _wall(tried, losses)) | (exponent > 127) | (k > last)
     return jnp.where(k == 0, 0, jnp.where(ends, jnp.inf, found))
 
 
@@ -104,7 +112,7 @@ def _along_a_line(
     is_line = (steepness > 0) & (steepness >= _LINE * jnp.max(steepness))
     low = jnp.max(jnp.where(is_line, exponents, -_NONE))
     above = jnp.min(jnp.where(known & (exponents > low), exponents, _NONE))
-    rising = low + _STEP * jnp.arange(1, _RISES + 1)
+    rising = low + _STEP * jnp.arange(1, 1 + exponents.size)
     untried = ~jnp.any((rising[:, None] == exponents[None]) & known[None], axis=1)
     onwards = jnp.where(low + _LONG_STEP <= _NEAR, _LONG_STEP, _STEP)
     step = jnp.where(above < _NONE, (above - low) // 2, onwards)

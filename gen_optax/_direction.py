@@ -24,6 +24,10 @@ class Direction(Protocol):
         """Whether the batch of the probe had no part in the step."""
         ...
 
+    def with_probes_every(self, every: int) -> "Direction":
+        """The same direction, told how many calls there are between two regular probes, for its `init`."""
+        return self
+
     def init(self, params: optax.Params) -> Any:
         """The state, `GenState.probe`."""
         ...

@@ -326,11 +326,14 @@ class _Rule:
         """Every field is an array of its own: all of them, and params, can then be donated."""
         dtype = jax.dtypes.canonicalize_dtype(jnp.float64)
         learning_rate, controller_state = self.controller.init(dtype)
+        direction = self.probe.direction
+        if _settings.whole(self.every):  # else it is traced
+            direction = direction.with_probes_every(int(self.every))
         return GenState(
             count=jnp.zeros((), jnp.int32),
             learning_rate=self.bounds.clip(learning_rate),
             applied_learning_rate=jnp.zeros((), dtype),
-            probe=self.probe.direction.init(params),
+            probe=direction.init(params),
             controller=controller_state,
             average=_average.init(params, self.average),
             alignment=_alignment.init(params) if self.controller.aligns else (),
@@ -358,18 +361,19 @@ class _Rule:
         nothing_found = (learning_rate == 0) | self.controller.starting(seen.controller)
         noticed = _notice.seen(
             (self._is_past_the_decay(state, context), Notice.HORIZON_PASSED),
-            (nothing_found & (state.count + 1 >= _PATIENCE), Notice.NO_RATE),
+            (nothing_found & (context.call >= _PATIENCE), Notice.NO_RATE),
             *direction.notices(state.probe, context),
         )
         info = seen.info._replace(notices=seen.info.notices | noticed)
         # A rate that is known to overshoot is not tried on the parameters, or not left there.
         applied = jnp.where(overshot(seen.status) | nothing_found, 0, learning_rate * context.decay)
         updates = _tree.scale(updates, applied)
-        count = optax.safe_increment(state.count)
         anchor, average, here = self._remember(state, context, seen.status, looks)
         remembered, alignment = self._align(state, context, seen, here)
         updates, probe_state = direction.settle(state.probe, context, seen.measurement, seen.status, updates, anchor)
-        return updates, GenState(count, learning_rate, applied, probe_state, remembered, average, alignment, info)
+        return updates, GenState(
+            context.call, learning_rate, applied, probe_state, remembered, average, alignment, info
+        )
 
     def _decay_at(self, count: jax.Array, dtype: Any) -> jax.Array:
         """s(t); a schedule that goes on below 0 would climb the loss, so it ends at 0."""
@@ -396,7 +400,7 @@ class _Rule:
 
         One branch for all: XLA copies parameters that two branches read, at every call.
         """
-        direction, params, call = self.probe.direction, context.params, state.count + 1
+        direction, params, call = self.probe.direction, context.params, context.call
         anchor = direction.anchor(state.probe)
         begins = direction.begins(state.probe, context, status)
         taken = _average.is_due(state.average, call)
@@ -436,7 +440,7 @@ class _Rule:
             differs = (state.info.notices & Notice.VALUE_DIFFERS) > 0
             average = _axes.mean(jnp.asarray(jax.lax.stop_gradient(value), state.learning_rate.dtype), self.axis_name)
             trusts_value = jnp.isfinite(average) & ~(differs | _alignment.is_power_of_two(state.info.num_probes + 1))
-        return Context(
+        context = Context(
             loss=loss,
             params=params,
             updates=updates,
@@ -447,11 +451,13 @@ class _Rule:
             learning_rate=state.learning_rate,
             applied_learning_rate=state.applied_learning_rate,
             decay=self._decay_at(state.count, state.learning_rate.dtype),
-            in_turn=_flow.either(_is_turn(state.count + 1, self.every), at_once),
+            in_turn=at_once,
             searching=searching,
             axis_name=self.axis_name,
             trusts_value=trusts_value,
         )
+        turn = _is_turn(context.call, self.every)
+        return dataclasses.replace(context, in_turn=_flow.either(turn, at_once))
 
     def _look(self, context: Context, starting: Any, listens: Any, state: GenState) -> _Seen:
         """Evaluates the loss: for the first rate, for a probe, or to hear whether one is due."""

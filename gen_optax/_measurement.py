@@ -92,6 +92,11 @@ class Context:
 
     trusts_value: Any = True  # bool: `value` is the loss at params
 
+    @property
+    def call(self) -> jax.Array:
+        """The number of this call, int32, 1 for the first; at the end of int32 it stays where it is."""
+        return optax.safe_increment(self.count)
+
     def average_value(self, dtype: Any) -> jax.Array:
         """`value`, which is known, over all devices, in this dtype. Nothing is differentiated through it."""
         return _axes.mean(jnp.asarray(jax.lax.stop_gradient(self.value), dtype), self.axis_name)

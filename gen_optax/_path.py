@@ -53,22 +53,32 @@ class Turn(NamedTuple):
         return _flow.both(self.taken, self.repeated)
 
 
+def _whole_turns(window: Any, every: Any) -> Any:
+    """The first multiple of `every` from `window` on."""
+    return every * -(-window // every)
+
+
 @dataclasses.dataclass(frozen=True)
 class Path(Direction):
     """The last steps as one: `d = params - anchor`, judged on the present batch, which they have not seen.
 
-    A batch that was trained on flatters them. So where batches come back within `window` calls, a probe in turn waits
-    for a new one. Where all batches of late were the present one, the loss is a function without noise, and there is
+    A batch that was trained on flatters them. So where batches come back within a path, a probe in turn waits for a
+    new one. Where all batches of late were the present one, the loss is a function without noise, and there is
     nothing to wait for.
 
     Attributes:
       window: steps. The anchor is set anew at every call whose number is a multiple of `window` (or of the first
         multiple of `every` above it), and before that at calls 1, 2, 4, 8, ..., as the first steps are the wildest.
-        Fewer steps scatter more, and change a rounded loss by less.
+        Fewer steps scatter more, and change a rounded loss by less. The batches of as many calls are remembered (where
+        `every` is traced, of `window`).
     """
 
     window: int = 16
     independent = True
+
+    def with_probes_every(self, every):
+        """A path as long as it will be, all batches of which are remembered."""
+        return dataclasses.replace(self, window=_whole_turns(self.window, every))
 
     def init(self, params):
         """The anchor is a copy, so that both can be donated."""
@@ -93,7 +103,7 @@ class Path(Direction):
         """Without `value` it is evaluated four times between two regular probes, at every fourth call at most."""
         if context.value is not None:
             return False
-        return (state.length > 0) & ((context.count + 1) % jnp.maximum(context.every // _EARS, _EARS) == 0)
+        return (state.length > 0) & (context.call % jnp.maximum(context.every // _EARS, _EARS) == 0)
 
     def alarms(self, state, context, value):
         """A loss that leaves no time to wait: it is not finite, or far above that of the last probe."""
@@ -164,7 +174,7 @@ class Path(Direction):
 
     def _turn(self, state: PathState, context: Context) -> Turn:
         """After a probe that saw nothing every other turn is left out, then three of four, then seven of eight."""
-        number = jnp.where(context.searching, context.count, (context.count + 1) // context.every)
+        number = jnp.where(context.searching, context.count, context.call // context.every)
         kept = number & ((1 << jnp.minimum(state.blind, _MOST_BLIND)) - 1) == 0
         batches = state.batches
         wanted = _flow.either(_flow.both(context.in_turn, kept), batches.waited > 0)
@@ -177,7 +187,7 @@ class Path(Direction):
 
     def _begins(self, context):
         """Whether a path begins at this call, the number of which is 1 for the first, unless a probe is waited for."""
-        call, window = context.count + 1, context.every * -(-self.window // context.every)
+        call, window = context.call, _whole_turns(self.window, context.every)
         return (call % window == 0) | ((call < window) & (call & (call - 1) == 0))
 
     def _value(self, context: Context, measurement: Measurement, probed: jax.Array) -> jax.Array:

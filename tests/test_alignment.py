@@ -24,7 +24,7 @@ def cosine_of(*points, steps=None):
         context = types.SimpleNamespace(
             params=params,
             updates=jax.tree.map(jnp.zeros_like, params) if steps is None else steps,
-            count=jnp.int32(call - 1),
+            call=jnp.int32(call),
             learning_rate=jnp.float32(1),
             axis_name=None,
         )
@@ -103,6 +103,17 @@ def test_what_is_only_decayed_has_no_say(dtype):
     trained = {"a": jnp.ones(50), "idle": idle + 0.1 * jnp.asarray(rng.normal(size=(40, 30)), dtype)}
     assert cosine_of(*params, steps=trained) > 0.8
     assert cosine_of(*params, steps=trained | {"idle": (-1e-4 * idle).astype(dtype)}) == pytest.approx(0.1, abs=1e-3)
+
+
+def test_what_is_zero_or_stands_still_makes_no_nan():
+    """Outside of `jit`, `jax_debug_nans` would stop at one."""
+    params = {"zero": jnp.zeros(3), "still": jnp.ones(3), "moving": jnp.ones(3)}
+    steps = {"zero": jnp.ones(3), "still": jnp.zeros(3), "moving": -jnp.ones(3)}
+    tx, value_fn = held(), lambda p: sum(map(jnp.sum, p.values()))
+    with jax.debug_nans(True):
+        state = tx.init(params)._replace(count=jnp.int32(START - 1))
+        _, state = tx.update(steps, state, params, value_fn=value_fn, value=value_fn(params))
+    assert state.alignment.marks.any()
 
 
 def test_steps_away_from_zero_and_those_of_a_single_number_count():

@@ -355,15 +355,51 @@ def test_a_loss_that_is_zero_at_first(base):
     assert ends[0.0] < 0.1 * ends[1.0]
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("start", [0.0, 1e-9, -1e-9, 1e-6, 1.0])
 @pytest.mark.parametrize("exponent", [4, 8, 11, 14, 20])
-def test_the_rates_reach_from_any_loss_to_any_minimiser(start, exponent):
+def test_the_rates_reach_from_any_loss_to_any_minimiser(start, exponent, dtype):
     """A parabola whose minimiser is 2^-exponent: long steps pass it, and come back."""
-    tx, w = gen_optax.scale_by_gen(), jnp.zeros(2)
+    with jax.enable_x64(dtype == np.float64):
+        tx, w = gen_optax.scale_by_gen(), jnp.zeros(2, dtype)
 
-    def loss_fn(w):
-        a = w[0] * 2.0**exponent
-        return start - a + a**2 / 2
+        def loss_fn(w):
+            a = w[0] * 2.0**exponent
+            return start - a + a**2 / 2
 
-    rate = tx.update(jnp.ones(2), tx.init(w), w, value_fn=loss_fn)[1].learning_rate * 2.0**exponent
+        rate = float(tx.update(jnp.ones(2, dtype), tx.init(w), w, value_fn=loss_fn)[1].learning_rate) * 2.0**exponent
     assert 0.03 * 0.29 <= rate <= 0.03 * 0.29 * 4 * 1.01
+
+
+@pytest.mark.parametrize("base", [optax.sgd(1.0), optax.adam(1.0)], ids=["sgd", "adam"])
+def test_float64_trains_as_float32_does(base):
+    """Where the loss changes by no more than is seen in float64, a rate is far from one that trains."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(64, 8))
+    y, first = x @ np.arange(8), {}
+    for dtype in (np.float32, np.float64):
+        with jax.enable_x64(dtype == np.float64):
+            data, target = jnp.asarray(x, dtype), jnp.asarray(y, dtype)
+            loss_fn = lambda w, data=data, target=target: jnp.mean((data @ w - target) ** 2)  # noqa: E731
+            w, rates, _ = train(gen_optax.gen(base), loss_fn, jnp.zeros(8, dtype), 300)
+            assert w.dtype == dtype
+            assert loss_fn(w) < 1e-6 * loss_fn(0 * w)
+        first[dtype] = rates[0]
+    assert 1 / 4.01 < first[np.float64] / first[np.float32] < 4.01  # next to each other among the rates, at most
+
+
+@pytest.mark.parametrize(
+    ("x64", "dtype", "most"), [(False, np.float32, 23), (True, np.float32, 23), (True, np.float64, 37)]
+)
+def test_float64_alone_tries_more_rates(x64, dtype, most):
+    with jax.enable_x64(x64):
+        tx, w, evaluated = gen_optax.scale_by_gen(), jnp.zeros(3, dtype), []
+
+        def loss_fn(w):
+            if not isinstance(w, jax.core.Tracer):
+                evaluated.append(w)
+            return jnp.sum((w - 1) ** 2)
+
+        tx.update(jnp.ones(3, dtype), tx.init(w), w, value_fn=loss_fn)
+        assert len(evaluated) == most
+        assert most <= gen_optax.balance().num_start_rates == (37 if x64 else 23)

@@ -476,3 +476,26 @@ def test_the_state_and_info_are_what_the_design_says():
     large = [x for x in jax.tree.leaves(gen_optax.scale_by_gen().init(jnp.zeros(1000))) if jnp.shape(x) != ()]
     # The anchor, fingerprints of batches, the average, and sketches of the parameters.
     assert [x.shape for x in large] == [(1000,), (16,), (1000,), (2, 1, 256)]
+
+
+@pytest.mark.parametrize("probe", [gen_optax.exact(), gen_optax.retrospective()], ids=["step", "path"])
+def test_at_the_end_of_the_counter_calls_do_not_all_probe(probe):
+    """Every 16th does, up to there. The counter stands still then, and probes are made at alarms only."""
+    last, value_fn = np.iinfo(np.int32).max, lambda w: -jnp.sum(w)
+    tx = gen_optax.scale_by_gen(controller=gen_optax.algorithm_1(), probe=probe, every=16, average=True)
+
+    def step(carry, _):
+        w, state = carry
+        updates, state = tx.update(jnp.ones(2), state, w, value=value_fn(w), value_fn=value_fn)
+        return (w + updates, state), state
+
+    w = jnp.zeros(2)
+    state = tx.init(w)
+    state = state._replace(count=jnp.int32(last - 40), average=state.average._replace(last_call=jnp.int32(last - 41)))
+    _, states = jax.lax.scan(step, (w, state), length=80)
+    probed = np.diff(states.info.num_probes, prepend=0) > 0
+    calls = np.minimum(last - 39 + np.arange(80), last)
+    np.testing.assert_array_equal(states.count, calls)
+    np.testing.assert_array_equal(probed, calls % 16 == 0)
+    assert probed.sum() == 2
+    np.testing.assert_array_equal(states.average.last_call, last - 41)

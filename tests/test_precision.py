@@ -81,6 +81,16 @@ def test_matrix_units_that_round_float32_are_coarse(backend, eps, monkeypatch):
         assert _arithmetic.arithmetic(jax.make_jaxpr(lambda w: jnp.sum(x @ w))(w)).eps == EPS[F32]
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize("dtype", [np.float64, np.complex128])
+def test_matrix_units_leave_float64_alone(backend, dtype, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    with jax.enable_x64(True):
+        w, x = jnp.ones((2, 2), dtype), jnp.ones((2, 2), dtype)
+        found = _arithmetic.arithmetic(jax.make_jaxpr(lambda w: jnp.sum(jnp.abs(x @ w)))(w))
+        assert found.eps == found.scalar_eps == float(np.finfo(np.float64).eps)
+
+
 @pytest.fixture(scope="module")
 def trajectory():
     """Points of six float32 runs."""
