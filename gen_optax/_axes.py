@@ -60,7 +60,8 @@ def shard(p: Any, axis_name: Any) -> Any:
 
 def whole(x: jax.Array) -> jax.Array:
     """`x` on every device of a mesh with explicit axes, which are types: arrays split in different ways do not mix."""
-    sharding, reshard = getattr(jax.typeof(x), "sharding", None), getattr(jax.sharding, "reshard", None)
+    sharding: Any = getattr(jax.typeof(x), "sharding", None)
+    reshard = getattr(jax.sharding, "reshard", None)
     if reshard is None or not any(name is not None for name in getattr(sharding, "spec", ())):  # or an old jax
         return x
     return reshard(x, jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec()))

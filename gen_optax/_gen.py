@@ -440,7 +440,8 @@ class _Rule:
             differs = (state.info.notices & Notice.VALUE_DIFFERS) > 0
             average = _axes.mean(jnp.asarray(jax.lax.stop_gradient(value), state.learning_rate.dtype), self.axis_name)
             trusts_value = jnp.isfinite(average) & ~(differs | _alignment.is_power_of_two(state.info.num_probes + 1))
-        context = Context(
+        turn = _is_turn(optax.safe_increment(state.count), self.every)
+        return Context(
             loss=loss,
             params=params,
             updates=updates,
@@ -451,13 +452,11 @@ class _Rule:
             learning_rate=state.learning_rate,
             applied_learning_rate=state.applied_learning_rate,
             decay=self._decay_at(state.count, state.learning_rate.dtype),
-            in_turn=at_once,
+            in_turn=_flow.either(turn, at_once),
             searching=searching,
             axis_name=self.axis_name,
             trusts_value=trusts_value,
         )
-        turn = _is_turn(context.call, self.every)
-        return dataclasses.replace(context, in_turn=_flow.either(turn, at_once))
 
     def _look(self, context: Context, starting: Any, listens: Any, state: GenState) -> _Seen:
         """Evaluates the loss: for the first rate, for a probe, or to hear whether one is due."""
