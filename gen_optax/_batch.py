@@ -102,7 +102,7 @@ def _mixed(x: jax.Array) -> jax.Array:
     """Each entry, at its place in an example, as 32 bits without a pattern: different batches have different sums."""
     if jnp.issubdtype(x.dtype, jnp.inexact):
         x = jax.lax.bitcast_convert_type(jnp.real(x).astype(jnp.float32), jnp.uint32)
-    bits = x.astype(jnp.uint32) + _tree.places(jnp.shape(x)[1:]) * jnp.uint32(_PLACE)
+    bits = x.astype(jnp.uint32) + (_tree.places(jnp.shape(x)[1:]) * jnp.uint32(_PLACE))[None]
     for factor, shift in zip(_FACTORS, (15, 13), strict=True):
         bits = bits * jnp.uint32(factor)
         bits ^= bits >> shift

@@ -231,9 +231,9 @@ def alignment_of_shards():
     def cosine(*points, axis_name=None):
         state = _alignment.init(points[0])
         for call, params in zip(calls, points, strict=True):
-            count, rate = jnp.int32(call - 1), jnp.float32(1)
+            call, rate = jnp.int32(call), jnp.float32(1)
             context = types.SimpleNamespace(
-                params=params, updates=0 * params, count=count, learning_rate=rate, axis_name=axis_name
+                params=params, updates=0 * params, call=call, learning_rate=rate, axis_name=axis_name
             )
             _, found, state = _alignment.update(state, _alignment.look(state, context), context)
         return found
