@@ -13,7 +13,7 @@ from benchmarks import methods, store
 from benchmarks import report as pages
 from benchmarks.questions import Study
 
-WORKLOADS = ("logreg_minibatch", "digits_autoencoder", "postnorm_moby")
+WORKLOADS = ("logreg_minibatch", "digits_autoencoder")
 
 _RATES = tuple(f"1e{exponent:+03d}" for exponent in range(-8, 3))
 
