@@ -100,7 +100,7 @@ def vouch_for_the_rule(options: argparse.Namespace) -> None:
     if options.renew:
         print("\n".join(vouch.renew(results, load)))
         return
-    vouched, lines = vouch.vouch(results, load, options.but_where)
+    vouched, lines = vouch.again(results, load) if options.again else vouch.vouch(results, load, options.but_where)
     print("\n".join(lines))
     if not vouched:
         raise SystemExit(1)
@@ -170,6 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     add("sweep", draw_sweep)
     vouching = add("vouch", vouch_for_the_rule)
     vouching.add_argument("--renew", action="store_true", help="make golden runs of today's rule instead")
+    vouching.add_argument("--again", action="store_true", help="compare the runs of this machine, whatever the rule")
     statuses = [status.name.lower() for status in gen_optax.ProbeStatus]
     about = "runs may differ after a probe of this status, such as jump"
     vouching.add_argument("--but-where", metavar="STATUS", choices=statuses, help=about)

@@ -2,6 +2,7 @@
 
     vouch(results, load)                      # trains the golden runs again and compares them with what is stored
     vouch(results, load, but_where="jump")    # a run with a probe of this status may differ
+    again(results, load)                      # the same code on this machine: nothing is recorded
 
 A change of the code that is not meant to change any result, a refactoring, has another fingerprint. If every golden run
 comes out as before, the new fingerprint is recorded in `rules.json` beside the old one, and results of either count as
@@ -90,6 +91,19 @@ def vouch(results: store.Store, load: Load, but_where: str | None = None) -> tup
         *lines,
         f"Rule {today} gives the results of rule {before}{but}, and is recorded beside it in rules.json.",
     ]
+
+
+def again(results: store.Store, load: Load) -> tuple[bool, list[str]]:
+    """Trains the golden runs with today's rule, known or not: does this machine give the stored results?
+
+    Returns:
+      Whether no loss and no learning rate differs by more than `TOLERANCE`, and lines that say by how much they do.
+    """
+    golden = results.note(_NOTE) or []
+    worst, lines = _compare(golden, [_run(row["key"], load) for row in golden], None)
+    if worst is None:
+        return False, ["There are no golden runs. Make them with this rule: python -m benchmarks vouch --renew"]
+    return worst <= TOLERANCE, [*lines, f"The golden runs differ from the stored ones by {worst:.2g} at most."]
 
 
 def renew(results: store.Store, load: Load) -> list[str]:

@@ -91,6 +91,26 @@ def test_a_change_that_shows_only_after_a_status(results, monkeypatch):
     assert vouch.vouch(results, load) == (True, ["Rule newru1e0 is known to give the results of rule newru1e0."])
 
 
+def test_the_golden_runs_again(results):
+    """On this machine, of the code that they are of: they are compared, not taken for known."""
+    alike, lines = vouch.again(results, load)
+    assert alike
+    assert lines[-1] == "The golden runs differ from the stored ones by 0 at most."
+    golden = results.note("golden")
+    golden[0]["curves"]["loss"][-1] *= 1.1
+    results.set_note("golden", lambda _: golden)
+    alike, lines = vouch.again(results, load)
+    assert not alike
+    assert lines[-1].startswith("The golden runs differ from the stored ones by 0.0")
+    assert results.note(rule.NOTE) is None
+
+
+def test_without_golden_runs_nothing_is_compared(tmp_path):
+    alike, lines = vouch.again(store.Store(tmp_path), load)
+    assert not alike
+    assert "vouch --renew" in lines[0]
+
+
 def test_without_golden_runs_nothing_is_vouched_for(tmp_path):
     vouched, lines = vouch.vouch(store.Store(tmp_path), load)
     assert not vouched
