@@ -8,8 +8,8 @@ A change of the code that is not meant to change any result, a refactoring, has 
 comes out as before, the new fingerprint is recorded in `rules.json` beside the old one, and results of either count as
 of one rule. A change that can show only after probes of some status, such as what follows a jump, leaves all results
 without one as they are. It is vouched for by the golden runs without one. The golden runs are short. Between them they
-have all controllers, other probes, a given rate and low precision, losses that begin at 0, that are rough and that have
-no noise, and every phase of the default: its start, its search, its hold and the first alignment.
+have all controllers, other probes, a given rate and low precision, a loss that begins at 0 and one without noise, and
+every phase of the default: its start, its search, its hold and the first alignment.
 """
 
 import datetime

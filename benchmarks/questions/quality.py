@@ -366,9 +366,11 @@ def _profiles(results: store.Store, groups: dict[str, Rows]) -> str:
     steps: dict[str, dict[str, float]] = {}
     for workload, rows in groups.items():
         target = _target(rows)
-        ends = {name: pages.mean_result(cells, "loss") for name, cells in _compared(rows).items()}
-        for name, cells in _compared(rows).items():
-            if min(ends.values()) >= 0:  # else the zero of the loss is arbitrary, and so are ratios
+        compared = _compared(rows)
+        ends = {name: pages.mean_result(cells, "loss") for name, cells in compared.items()}
+        has_ratios = min(ends.values()) >= 0  # else the zero of the loss is arbitrary
+        for name, cells in compared.items():
+            if has_ratios:
                 losses.setdefault(name, {})[workload] = max(ends[name], _LEAST_LOSS)
             if not math.isnan(target):
                 steps.setdefault(name, {})[workload] = _steps(cells, target)

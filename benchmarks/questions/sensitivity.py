@@ -5,6 +5,7 @@ initial rate also for Algorithm 1.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -58,21 +59,21 @@ def plan() -> dict[str, dict[str, str]]:
 
 def at_given_rates(results: store.Store) -> list[dict[str, Any]]:
     """The cells of GeN at its defaults that were given a rate to begin with, on all workloads."""
-    given = {method for value, method in plan()["initial rate"].items() if value != "none"}
-    by_method = [pages.by_method(results, workload) for workload in results.workloads()]
-    return [cell for seen in by_method for method in given & seen.keys() for cell in seen[method]]
+    return [cell for given, _ in _given_rates(results) for cells in given for cell in cells]
 
 
 def worst_given_rate(results: store.Store) -> float:
     """The least gain of a given rate beside none, in per cent, over all that are known; else infinite."""
-    methods_at = plan()["initial rate"]
-    gains = []
+    gains = [pages.gain(cells, none) for given, none in _given_rates(results) for cells in given]
+    return min((gain for gain in gains if gain is not None), default=math.inf)
+
+
+def _given_rates(results: store.Store) -> Iterator[tuple[list[pages.Cells], pages.Cells | None]]:
+    """Of each workload the cells at each given rate, and those without one."""
+    none, *given = plan()["initial rate"].values()
     for workload in results.workloads():
         seen = pages.by_method(results, workload)
-        none = seen.get(methods_at["none"])
-        given = [seen[method] for value, method in methods_at.items() if value != "none" and method in seen]
-        gains += [gain for cells in given if (gain := pages.gain(cells, none)) is not None]
-    return min(gains, default=math.inf)
+        yield [seen[method] for method in given if method in seen], seen.get(none)
 
 
 def report(results: store.Store) -> str | None:
