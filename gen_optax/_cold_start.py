@@ -5,6 +5,10 @@ of `1 / max|u|`: eight forward passes bisect the range of the exponents for the 
 its rounding; from there on each rate is four times the last one. In float64 that begins far lower, and more rates
 follow. A loss that is 0 at first, or nearly, leaves far to go: where it has clearly fallen, as a line does, rates far
 below the unit rise by 2^16, and where that was too much, the end of the line is bisected.
+
+Some losses are rough: along the step they go up and down at scales far below the one at which they fall. Pretrained
+networks with batch normalisation over few examples are, and chaotic simulations. Steps at the scale of the bumps get
+nowhere, and no probe of them says so. The rates then rise in longer steps, and the search begins above the bumps.
 """
 
 from typing import Any
@@ -23,6 +27,12 @@ _VISIBLE = 4.0  # times its rounding error: a change of the loss that is seen be
 # Exponents from one rate to the next where the loss falls as a line; the one from which on no such step is taken, as a
 # cliff would be passed; the part of what a line falls by that is a line's; and of the loss, that shows what is a line.
 _LONG_STEP, _NEAR, _LINE, _CLEAR = 16, -8, 0.9, 2.0**-8
+# A bump: the gradient promises this many times what has been gained, and of that the loss has lost again this part. On
+# a smooth line the promise is at most a few times the gain, up to where half of the fall is gained.
+_PROMISE, _BUMP = 16.0, 0.25
+# Exponents from one rate to the next above a bump; and where the search then begins, as a part of the best rate. On a
+# parabola half of the fall is gained at 0.29 of its minimiser.
+_BUMPY_STEP, _ABOVE_BUMPS = 3, 0.25
 
 # Between powers of two: at these the losses of exercises often are what they were at 0.
 _MANTISSA = 0.7
@@ -55,7 +65,8 @@ def first_rate(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Where to begin; whether a decrease was seen; a `ProbeStatus`.
 
-    It is `fraction` of the least rate that gains half of what the best one does: losses may fall for ever. Where
+    It is `fraction` of the least rate that gains half of what the best one does: losses may fall for ever. Where the
+    way to three quarters has bumps, the rate that was best is all that is known, and it is a quarter of that. Where
     rounding hides every decrease, what is seen first is that the loss rises as a parabola does, by four roundings or
     more; it is least below a third of that rate, and a sixteenth is taken for it. A loss that rises as a line, though
     no gradient says that it falls before, is an ascent, and gives no rate: 0. The status says why nothing was found,
@@ -68,13 +79,15 @@ def first_rate(
     usable = known & jnp.isfinite(tried[0]) & (tried[0] > 0)
     falls = jnp.where(tried < wall, value - losses, -jnp.inf)
     best = jnp.max(falls)
-    half = jnp.min(jnp.where(falls >= best / 2, tried, jnp.inf))
+    half, most = (jnp.min(jnp.where(falls >= part * best, tried, jnp.inf)) for part in (1 / 2, 3 / 4))
     seen = usable & (best > rounding)
     rises = losses[:2] - value
     # From one rate to four times that a line rises by a factor of 4, a parabola by 16.
     descends = ~(rises[1] < 8 * rises[0]) if context.slope is None else context.slope > 0
     hidden = usable & ~seen & descends & (rises[0] > 0)
-    start = jnp.where(seen, fraction * half, jnp.where(hidden, fraction / 16 * tried[0], 0))
+    is_rough = jnp.any(_bumps(tried, falls, rounding) & (tried < most))
+    begin = jnp.where(is_rough, _ABOVE_BUMPS * tried[jnp.argmax(falls)], fraction * half)
+    start = jnp.where(seen, begin, jnp.where(hidden, fraction / 16 * tried[0], 0))
     reasons = [
         (start > 0, ProbeStatus.NONE),
         (~known, ProbeStatus.NOT_FINITE),
@@ -91,8 +104,13 @@ def _exponent(k: jax.Array, tried: jax.Array, losses: jax.Array, context: Contex
     call, width = jnp.arange(1, 1 + _BISECTIONS), 2 ** jnp.arange(_BISECTIONS - 1, -1, -1)
     low = -127 + jnp.sum(jnp.where(hidden & (call < k), width, 0))
     first_even = (low + 2) & ~1  # the rates that rise are the same ones whatever the loss is rounded to
-    along, follows = _along_a_line(tried[_RISING], value - losses[_RISING], value, context)
-    risen = jnp.where(follows, along, first_even + _STEP * (k - 1 - _BISECTIONS))
+    rates, falls = tried[_RISING], value - losses[_RISING]
+    known, exponents = _exponents(rates, context)
+    line, is_line = _along_a_line(rates, falls, value, context)
+    bumps = _bumps(rates, falls, context.arithmetic.error_of(value))
+    above = _untried(jnp.min(jnp.where(bumps, exponents, _NONE)), _BUMPY_STEP, known, exponents)
+    risen = first_even + _STEP * (k - 1 - _BISECTIONS)
+    risen = jnp.where(jnp.any(bumps), above, jnp.where(is_line, line, risen))
     return jnp.where(k <= _BISECTIONS, low + jnp.sum(jnp.where(call == k, width, 0)), risen)
 
 
@@ -104,19 +122,44 @@ def _along_a_line(
     Up to some rate it falls as a line. Far below the unit a long step follows. Where that leads beyond the line, its
     end is bisected, and the rates rise from there.
     """
-    known = jnp.isfinite(tried) & (tried > 0)
-    unit = jnp.where(jnp.any(known), _unit(context), 1)
-    exponents = jnp.round(jnp.log2(jnp.where(known, tried, unit)) - jnp.log2(unit) - np.log2(_MANTISSA)).astype(int)
+    known, exponents = _exponents(tried, context)
     clear = jnp.maximum(_CLEAR * jnp.abs(value), 8 * _VISIBLE * context.arithmetic.error_of(value))
     steepness = jnp.where(known & (falls > clear), falls / jnp.where(known, tried, 1), 0)
     is_line = (steepness > 0) & (steepness >= _LINE * jnp.max(steepness))
     low = jnp.max(jnp.where(is_line, exponents, -_NONE))
     above = jnp.min(jnp.where(known & (exponents > low), exponents, _NONE))
-    rising = low + _STEP * jnp.arange(1, 1 + exponents.size)
-    untried = ~jnp.any((rising[:, None] == exponents[None]) & known[None], axis=1)
     onwards = jnp.where(low + _LONG_STEP <= _NEAR, _LONG_STEP, _STEP)
     step = jnp.where(above < _NONE, (above - low) // 2, onwards)
-    return jnp.where(above - low > _STEP, low + step, rising[jnp.argmax(untried)]), jnp.any(is_line)
+    found = jnp.where(above - low > _STEP, low + step, _untried(low, _STEP, known, exponents))
+    return found, jnp.any(is_line)
+
+
+def _bumps(tried: jax.Array, falls: jax.Array, rounding: jax.Array) -> jax.Array:
+    """The rates at which the loss has risen again, though the gradient promises far more than was gained; bool.
+
+    A rate far above the last one may have passed the minimum by.
+    """
+    known = jnp.isfinite(tried) & (tried > 0) & jnp.isfinite(falls)
+    clear = known & (falls > 8 * _VISIBLE * rounding)
+    up_to = known[None] & (tried[None] <= tried[:, None])
+    steepness = jnp.where(clear, falls / jnp.where(known, tried, 1), 0)
+    promised = jnp.where(known, tried, 0) * jnp.max(jnp.where(up_to, steepness[None], 0), axis=1)
+    gained = jnp.max(jnp.where(up_to, falls[None], 0), axis=1)
+    below = known[None] & (tried[None] < tried[:, None]) & (tried[:, None] < 1.5 * 2**_BUMPY_STEP * tried[None])
+    return known & jnp.any(below, axis=1) & (promised > _PROMISE * gained) & (falls < (1 - _BUMP) * gained)
+
+
+def _exponents(tried: jax.Array, context: Context) -> tuple[jax.Array, jax.Array]:
+    """Which rates have been tried, and their exponents."""
+    known = jnp.isfinite(tried) & (tried > 0)
+    unit = jnp.where(jnp.any(known), _unit(context), 1)
+    return known, jnp.round(jnp.log2(jnp.where(known, tried, unit)) - jnp.log2(unit) - np.log2(_MANTISSA)).astype(int)
+
+
+def _untried(low: jax.Array, step: int, known: jax.Array, exponents: jax.Array) -> jax.Array:
+    """The first exponent that was not tried, of those that rise from `low` by a step each."""
+    rising = low + step * jnp.arange(1, 1 + exponents.size)
+    return rising[jnp.argmax(~jnp.any((rising[:, None] == exponents[None]) & known[None], axis=1))]
 
 
 def _wall(tried: jax.Array, losses: jax.Array) -> jax.Array:

@@ -85,6 +85,35 @@ def test_a_ripple_does_not_hide_the_valley():
     assert 0.01 < first_rate(loss_fn, jnp.ones(4)) < 0.04
 
 
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("size", [1.0, 1e4])
+@pytest.mark.parametrize("finest", [1e-5, 1e-4])
+def test_a_search_begins_above_the_bumps_of_a_rough_line(seed, size, finest):
+    """A valley of depth 1 / 2, a step of this size away, beneath ripples of a tenth of that at every scale below."""
+    scales = np.geomspace(finest, 0.01, 9)
+    phases = np.random.default_rng(seed).uniform(0, 2 * np.pi, scales.size)
+    phases[0] = np.pi  # at the start the finest goes down
+
+    def loss_fn(w):
+        x = w[0] / size
+        return (x - 1) ** 2 / 2 + 0.03 * jnp.sum(jnp.sin(x / scales + phases))
+
+    tx, w = gen_optax.scale_by_gen(), jnp.zeros(2)
+    _, state = jax.jit(lambda w: tx.update(jnp.full(2, size), tx.init(w), w, value_fn=loss_fn))(w)
+    assert 0.03 < state.learning_rate < 0.6
+
+
+@pytest.mark.parametrize(("power", "far"), [(4, 10.0), (4, 15.0), (4, 20.0), (2, 1e2), (2, 1e4)])
+def test_a_well_on_the_way_is_no_roughness(power, far):
+    """Smooth wells, one of them beyond the first: the search begins at a small part of the deeper one, as ever."""
+
+    def loss_fn(w):
+        x = 1 - w[0]
+        return -0.1 * x * jnp.exp(1 - x) - (x / far) ** power * jnp.exp(power * (1 - x / far))
+
+    assert first_rate(loss_fn, jnp.ones(1)) < 0.03 * far
+
+
 def test_no_rate_is_tried_beyond_the_first_that_makes_the_loss_nan():
     """The loss is a valley, then NaN, then a deeper valley that no step should reach."""
 
