@@ -139,7 +139,8 @@ class Balance(Controller):
       search_sigma: sigma during the search, unless `sigma` is lower.
       memory: a probe that stands for `n` calls has the weight `memory n / (t + memory n)` after `t` calls.
       first_fraction: where the search begins, as a part of what the first step alone would bear. Momentum is still to
-        come, and curvature falls from its height at the start.
+        come, and curvature falls from its height at the start. Where the loss is rough along the first step, the search
+        begins at a quarter of the best rate instead.
       confirm_errors: a gain is doubted where `lost` is above this many of its standard errors.
       alignment: the cosine between the steps of two successive stretches of the run at which the rate is right. None:
         the rate does not depend on it, and no sketches are kept.

@@ -7,8 +7,8 @@ follow. A loss that is 0 at first, or nearly, leaves far to go: where it has cle
 below the unit rise by 2^16, and where that was too much, the end of the line is bisected.
 
 Some losses are rough: along the step they go up and down at scales far below the one at which they fall. Pretrained
-networks with batch normalisation over few examples are, and chaotic simulations. Steps at the scale of the bumps get
-nowhere, and no probe of them says so. The rates then rise in longer steps, and the search begins above the bumps.
+networks with batch normalisation over few examples are. Steps at the scale of the bumps get nowhere, and no probe of
+them says so. The rates then rise in longer steps, and the search begins above the bumps.
 """
 
 from typing import Any
