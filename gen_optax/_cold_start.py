@@ -79,13 +79,13 @@ def first_rate(
     usable = known & jnp.isfinite(tried[0]) & (tried[0] > 0)
     falls = jnp.where(tried < wall, value - losses, -jnp.inf)
     best = jnp.max(falls)
-    half, most = (jnp.min(jnp.where(falls >= part * best, tried, jnp.inf)) for part in (1 / 2, 3 / 4))
+    half, most_of_it = (jnp.min(jnp.where(falls >= part * best, tried, jnp.inf)) for part in (1 / 2, 3 / 4))
     seen = usable & (best > rounding)
     rises = losses[:2] - value
     # From one rate to four times that a line rises by a factor of 4, a parabola by 16.
     descends = ~(rises[1] < 8 * rises[0]) if context.slope is None else context.slope > 0
     hidden = usable & ~seen & descends & (rises[0] > 0)
-    is_rough = jnp.any(_bumps(tried, falls, rounding) & (tried < most))
+    is_rough = jnp.any(_bumps(tried, falls, rounding) & (tried < most_of_it))
     begin = jnp.where(is_rough, _ABOVE_BUMPS * tried[jnp.argmax(falls)], fraction * half)
     start = jnp.where(seen, begin, jnp.where(hidden, fraction / 16 * tried[0], 0))
     reasons = [
@@ -105,7 +105,7 @@ def _exponent(k: jax.Array, tried: jax.Array, losses: jax.Array, context: Contex
     low = -127 + jnp.sum(jnp.where(hidden & (call < k), width, 0))
     first_even = (low + 2) & ~1  # the rates that rise are the same ones whatever the loss is rounded to
     rates, falls = tried[_RISING], value - losses[_RISING]
-    known, exponents = _exponents(rates, context)
+    known, exponents = _known_exponents(rates, context)
     line, is_line = _along_a_line(rates, falls, value, context)
     bumps = _bumps(rates, falls, context.arithmetic.error_of(value))
     above = _untried(jnp.min(jnp.where(bumps, exponents, _NONE)), _BUMPY_STEP, known, exponents)
@@ -122,7 +122,7 @@ def _along_a_line(
     Up to some rate it falls as a line. Far below the unit a long step follows. Where that leads beyond the line, its
     end is bisected, and the rates rise from there.
     """
-    known, exponents = _exponents(tried, context)
+    known, exponents = _known_exponents(tried, context)
     clear = jnp.maximum(_CLEAR * jnp.abs(value), 8 * _VISIBLE * context.arithmetic.error_of(value))
     steepness = jnp.where(known & (falls > clear), falls / jnp.where(known, tried, 1), 0)
     is_line = (steepness > 0) & (steepness >= _LINE * jnp.max(steepness))
@@ -149,7 +149,7 @@ def _bumps(tried: jax.Array, falls: jax.Array, rounding: jax.Array) -> jax.Array
     return known & jnp.any(below, axis=1) & (promised > _PROMISE * gained) & (falls < (1 - _BUMP) * gained)
 
 
-def _exponents(tried: jax.Array, context: Context) -> tuple[jax.Array, jax.Array]:
+def _known_exponents(tried: jax.Array, context: Context) -> tuple[jax.Array, jax.Array]:
     """Which rates have been tried, and their exponents."""
     known = jnp.isfinite(tried) & (tried > 0)
     unit = jnp.where(jnp.any(known), _unit(context), 1)
