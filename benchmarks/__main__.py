@@ -169,11 +169,12 @@ def _parser() -> argparse.ArgumentParser:
     checking.add_argument("--write", action="store_true", help="first put the numbers of the results into the claims")
     add("sweep", draw_sweep)
     vouching = add("vouch", vouch_for_the_rule)
-    vouching.add_argument("--renew", action="store_true", help="make golden runs of today's rule instead")
-    vouching.add_argument("--again", action="store_true", help="compare the runs of this machine, whatever the rule")
+    mode = vouching.add_mutually_exclusive_group()
+    mode.add_argument("--renew", action="store_true", help="make golden runs of today's rule instead")
+    mode.add_argument("--again", action="store_true", help="compare the runs of this machine, whatever the rule")
     statuses = [status.name.lower() for status in gen_optax.ProbeStatus]
     about = "runs may differ after a probe of this status, such as jump"
-    vouching.add_argument("--but-where", metavar="STATUS", choices=statuses, help=about)
+    mode.add_argument("--but-where", metavar="STATUS", choices=statuses, help=about)
     pruning = add("prune", prune_results)
     asking = add("question", question)
     asking.add_argument("name", choices=questions.NAMES)

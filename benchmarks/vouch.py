@@ -49,6 +49,7 @@ themselves grows to 1.4e-4, while the constants of a rule move rates by per cent
 """
 _NOTE = "golden"
 _COMPARED = ("loss", "learning_rate")
+_NO_GOLDEN_RUNS = "There are no golden runs. Make them with this rule: python -m benchmarks vouch --renew"
 
 Load = Callable[[str], Workload]
 """A workload by its name."""
@@ -68,7 +69,7 @@ def vouch(results: store.Store, load: Load, but_where: str | None = None) -> tup
     today = rule.fingerprint()
     golden = results.note(_NOTE)
     if golden is None:
-        return False, ["There are no golden runs. Make them with this rule: python -m benchmarks vouch --renew"]
+        return False, [_NO_GOLDEN_RUNS]
     before = golden[0]["rule"]
     if any(known["rule"] == today for known in rule.same(results, before)):
         return True, [f"Rule {today} is known to give the results of rule {before}."]
@@ -102,7 +103,7 @@ def again(results: store.Store, load: Load) -> tuple[bool, list[str]]:
     golden = results.note(_NOTE) or []
     worst, lines = _compare(golden, [_run(row["key"], load) for row in golden], None)
     if worst is None:
-        return False, ["There are no golden runs. Make them with this rule: python -m benchmarks vouch --renew"]
+        return False, [_NO_GOLDEN_RUNS]
     return worst <= TOLERANCE, [*lines, f"The golden runs differ from the stored ones by {worst:.2g} at most."]
 
 

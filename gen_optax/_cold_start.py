@@ -27,8 +27,8 @@ _VISIBLE = 4.0  # times its rounding error: a change of the loss that is seen be
 # Exponents from one rate to the next where the loss falls as a line; the one from which on no such step is taken, as a
 # cliff would be passed; the part of what a line falls by that is a line's; and of the loss, that shows what is a line.
 _LONG_STEP, _NEAR, _LINE, _CLEAR = 16, -8, 0.9, 2.0**-8
-# A bump: the gradient promises this many times what has been gained, and of that the loss has lost again this part. On
-# a smooth line the promise is at most a few times the gain, up to where half of the fall is gained.
+# At a bump the gradient promises this many times what was gained so far, and of the gain this part is lost again. On a
+# smooth line the promise is at most a few times the gain, up to where half of the fall is gained.
 _PROMISE, _BUMP = 16.0, 0.25
 # Exponents from one rate to the next above a bump; and where the search then begins, as a part of the best rate. On a
 # parabola half of the fall is gained at 0.29 of its minimiser.
@@ -66,15 +66,15 @@ def first_rate(
     """Where to begin; whether a decrease was seen; a `ProbeStatus`.
 
     It is `fraction` of the least rate that gains half of what the best one does: losses may fall for ever. Where the
-    way to three quarters has bumps, the rate that was best is all that is known, and it is a quarter of that. Where
-    rounding hides every decrease, what is seen first is that the loss rises as a parabola does, by four roundings or
-    more; it is least below a third of that rate, and a sixteenth is taken for it. A loss that rises as a line, though
-    no gradient says that it falls before, is an ascent, and gives no rate: 0. The status says why nothing was found,
-    `ASCENT`, `BELOW_ROUNDING` or `NOT_FINITE`, or else `NONE`.
+    loss has bumps on the way to three quarters of that gain, it is a quarter of the best rate. Where rounding hides
+    every decrease, what is seen first is that the loss rises as a parabola does, by four roundings or more; it is least
+    below a third of that rate, and a sixteenth is taken for it. A loss that rises as a line, though no gradient says
+    that it falls before, is an ascent, and gives no rate: 0. The status says why nothing was found, `ASCENT`,
+    `BELOW_ROUNDING` or `NOT_FINITE`, or else `NONE`.
     """
     known = jnp.isfinite(losses[0]) & jnp.isfinite(tried[1])
     wall = _wall(tried, losses)
-    value, losses, tried = _finite(losses[0]), losses[1 + _BISECTIONS :], tried[1 + _BISECTIONS :]
+    value, losses, tried = _finite(losses[0]), losses[_RISING], tried[_RISING]
     rounding = context.arithmetic.error_of(value)
     usable = known & jnp.isfinite(tried[0]) & (tried[0] > 0)
     falls = jnp.where(tried < wall, value - losses, -jnp.inf)
@@ -99,32 +99,28 @@ def first_rate(
 def _exponent(k: jax.Array, tried: jax.Array, losses: jax.Array, context: Context) -> jax.Array:
     """That of the `k`-th rate. The bits of the bracket's lower end are what the bisections have answered."""
     value = _finite(losses[0])  # at first it is infinite: not known
-    change = jnp.abs(losses[1 : 1 + _BISECTIONS] - value)
-    hidden = change <= _VISIBLE * context.arithmetic.error_of(value)
+    rounding = context.arithmetic.error_of(value)
+    hidden = jnp.abs(losses[1 : 1 + _BISECTIONS] - value) <= _VISIBLE * rounding
     call, width = jnp.arange(1, 1 + _BISECTIONS), 2 ** jnp.arange(_BISECTIONS - 1, -1, -1)
     low = -127 + jnp.sum(jnp.where(hidden & (call < k), width, 0))
     first_even = (low + 2) & ~1  # the rates that rise are the same ones whatever the loss is rounded to
     rates, falls = tried[_RISING], value - losses[_RISING]
     known, exponents = _known_exponents(rates, context)
-    line, is_line = _along_a_line(rates, falls, value, context)
-    bumps = _bumps(rates, falls, context.arithmetic.error_of(value))
+    clear = jnp.maximum(_CLEAR * jnp.abs(value), 8 * _VISIBLE * rounding)
+    line, is_line = _along_a_line(_steepness(rates, falls, clear), known, exponents)
+    bumps = _bumps(rates, falls, rounding)
     above = _untried(jnp.min(jnp.where(bumps, exponents, _NONE)), _BUMPY_STEP, known, exponents)
     risen = first_even + _STEP * (k - 1 - _BISECTIONS)
     risen = jnp.where(jnp.any(bumps), above, jnp.where(is_line, line, risen))
     return jnp.where(k <= _BISECTIONS, low + jnp.sum(jnp.where(call == k, width, 0)), risen)
 
 
-def _along_a_line(
-    tried: jax.Array, falls: jax.Array, value: jax.Array, context: Context
-) -> tuple[jax.Array, jax.Array]:
+def _along_a_line(steepness: jax.Array, known: jax.Array, exponents: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The next exponent of a rate that rises, once the loss has clearly fallen; and whether it has.
 
     Up to some rate it falls as a line. Far below the unit a long step follows. Where that leads beyond the line, its
     end is bisected, and the rates rise from there.
     """
-    known, exponents = _known_exponents(tried, context)
-    clear = jnp.maximum(_CLEAR * jnp.abs(value), 8 * _VISIBLE * context.arithmetic.error_of(value))
-    steepness = jnp.where(known & (falls > clear), falls / jnp.where(known, tried, 1), 0)
     is_line = (steepness > 0) & (steepness >= _LINE * jnp.max(steepness))
     low = jnp.max(jnp.where(is_line, exponents, -_NONE))
     above = jnp.min(jnp.where(known & (exponents > low), exponents, _NONE))
@@ -140,13 +136,18 @@ def _bumps(tried: jax.Array, falls: jax.Array, rounding: jax.Array) -> jax.Array
     A rate far above the last one may have passed the minimum by.
     """
     known = jnp.isfinite(tried) & (tried > 0) & jnp.isfinite(falls)
-    clear = known & (falls > 8 * _VISIBLE * rounding)
     up_to = known[None] & (tried[None] <= tried[:, None])
-    steepness = jnp.where(clear, falls / jnp.where(known, tried, 1), 0)
+    steepness = _steepness(tried, falls, 8 * _VISIBLE * rounding)
     promised = jnp.where(known, tried, 0) * jnp.max(jnp.where(up_to, steepness[None], 0), axis=1)
     gained = jnp.max(jnp.where(up_to, falls[None], 0), axis=1)
     below = known[None] & (tried[None] < tried[:, None]) & (tried[:, None] < 1.5 * 2**_BUMPY_STEP * tried[None])
     return known & jnp.any(below, axis=1) & (promised > _PROMISE * gained) & (falls < (1 - _BUMP) * gained)
+
+
+def _steepness(tried: jax.Array, falls: jax.Array, least: jax.Array) -> jax.Array:
+    """What the loss falls by for each unit of the rate, where it falls by more than `least`; else 0."""
+    clear = jnp.isfinite(tried) & (tried > 0) & (falls > least)
+    return jnp.where(clear, falls / jnp.where(clear, tried, 1), 0)
 
 
 def _known_exponents(tried: jax.Array, context: Context) -> tuple[jax.Array, jax.Array]:

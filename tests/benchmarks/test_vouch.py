@@ -105,6 +105,13 @@ def test_the_golden_runs_again(results):
     assert results.note(rule.NOTE) is None
 
 
+def test_of_the_ways_to_compare_only_one_is_taken(capsys):
+    with pytest.raises(SystemExit) as status:
+        command_line.main(["vouch", "--again", "--but-where", "jump"])
+    assert status.value.code == 2
+    assert "not allowed with argument --again" in capsys.readouterr().err
+
+
 def test_without_golden_runs_nothing_is_compared(tmp_path):
     alike, lines = vouch.again(store.Store(tmp_path), load)
     assert not alike
